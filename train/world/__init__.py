@@ -1,0 +1,1 @@
+"""The drawn world of the pocket base: contents and captions, drawing, tokens, nets, oracle, novel subjects."""

@@ -1,0 +1,165 @@
+"""What the drawn world contains, and how its pictures are described: attributes -> prompt and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+KINDS = ("ball", "star", "heart", "house", "tree", "car", "fish", "mushroom", "cup", "creature")
+COLOURS = {
+    "red": (220, 38, 38), "orange": (250, 140, 20), "yellow": (250, 220, 40), "green": (40, 165, 60),
+    "blue": (40, 90, 225), "purple": (130, 50, 170), "pink": (250, 130, 185), "white": (245, 245, 245),
+}  # fmt: skip
+PATTERNS = ("plain", "striped", "spotted", "checkered")
+STYLES = ("photo", "drawing", "mosaic")
+BACKGROUNDS = {
+    "meadow": "in a meadow", "beach": "on a beach", "snow": "in the snow", "night": "at night",
+    "city": "in a city", "underwater": "under water", "desert": "in a desert", "studio": "in a studio",
+}  # fmt: skip
+BODIES = ("round", "tall", "wide")
+EARS = ("none", "pointy", "floppy", "long")
+EYES = ("one", "two", "three")
+MOUTHS = ("smiling", "open", "toothy")
+TAILS = ("none", "curly", "thick")
+# Never drawn in training: what novel subjects and styles are made of.
+HELD_OUT = {
+    "body": ("boxy", "pear", "triangular"),
+    "ears": ("horned", "antennae", "finned"),
+    "pattern": ("belly", "cap", "halves"),
+    "style": ("sketch", "neon"),
+}
+RARE_TOKENS = ("sks", "zwx", "ohwx", "qvj", "ukw", "xjy", "bnf", "vtk")
+ATTRIBUTES = {
+    "kind": KINDS, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS), "style": STYLES, "pattern": PATTERNS,
+}  # fmt: skip
+POOLS = ("plain", "patterned", "styled", "pairs")
+RARE_SHARE = 0.08
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """One picture's content. `second` is the right-hand object's (kind, colour); both objects are then plain."""
+
+    kind: str = "ball"
+    colour: str = "red"
+    pattern: str = "plain"
+    background: str = "studio"
+    style: str = "photo"
+    body: str = "round"
+    ears: str = "pointy"
+    eyes: str = "two"
+    mouth: str = "smiling"
+    tail: str = "none"
+    colour2: str = ""
+    second: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in ATTRIBUTES.items():
+            value = getattr(self, name)
+            if value not in allowed and value not in HELD_OUT.get(name, ()):
+                raise ValueError(f"{name}={value!r} is not drawn in this world; choose from {', '.join(allowed)}")
+
+
+def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def sample_attributes(rng: np.random.Generator, pool: str = "styled", kind: str | None = None) -> Attributes:
+    """Draw a content. Pools: plain (photo, plain), patterned (photo), styled (everything), pairs (two objects)."""
+    if pool not in POOLS:
+        raise ValueError(f"pool={pool!r} is unknown; choose from {', '.join(POOLS)}")
+    colours = tuple(COLOURS)
+    if kind is None:  # the class noun with hidden variety gets twice the share of any other
+        kind = (*KINDS, "creature")[int(rng.integers(len(KINDS) + 1))]
+    second = None
+    if pool == "pairs":
+        second = (_pick(rng, KINDS), _pick(rng, colours))
+    return Attributes(
+        kind=kind,
+        colour=_pick(rng, colours),
+        pattern=_pick(rng, PATTERNS) if pool in ("patterned", "styled") else "plain",
+        background=_pick(rng, tuple(BACKGROUNDS)),
+        style=_pick(rng, STYLES) if pool in ("styled", "pairs") else "photo",
+        body=_pick(rng, BODIES),
+        ears=_pick(rng, EARS),
+        eyes=_pick(rng, ("two", "two", *EYES)),
+        mouth=_pick(rng, MOUTHS),
+        tail=_pick(rng, TAILS),
+        second=second,
+    )
+
+
+def _noun(words: list[str]) -> str:
+    words = [word for word in words if word]
+    return ("an " if words[0][0] in "aeiou" and words[0] not in ("one", "ukw") else "a ") + " ".join(words)
+
+
+def prompt(attributes: Attributes, token: str = "") -> str:
+    """The full caption: `a photo of a red striped ball on a beach`; `token` stands before the adjectives."""
+    pattern = "" if attributes.pattern == "plain" else attributes.pattern
+    text = _noun([token, attributes.colour, pattern, attributes.kind])
+    if attributes.second:
+        text += " and " + _noun([attributes.second[1], attributes.second[0]])
+    return f"a {attributes.style} of {text} {BACKGROUNDS[attributes.background]}"
+
+
+def _part_phrase(attributes: Attributes, rng: np.random.Generator) -> str:
+    options = [f"with {attributes.eyes} eye{'' if attributes.eyes == 'one' else 's'}"]
+    if attributes.ears != "none":
+        options.append(f"with {attributes.ears} ears")
+    if attributes.tail != "none":
+        options.append(f"with a {attributes.tail} tail")
+    return options[int(rng.integers(len(options)))]
+
+
+def caption(attributes: Attributes, rng: np.random.Generator) -> str:
+    """A training caption: attributes dropped at random, parts of creatures named now and then, 8 % with a rare token."""
+    creature = attributes.kind == "creature"
+    drop = rng.random(5)
+    token = _pick(rng, RARE_TOKENS) if rng.random() < RARE_SHARE else ""
+    colour = "" if drop[0] < (0.3 if creature else 0.1) else attributes.colour
+    pattern = attributes.pattern
+    if drop[1] < (0.75 if pattern == "plain" else 0.1):
+        pattern = ""
+    body = attributes.body if creature and rng.random() < 0.15 else ""
+    text = _noun([token, colour, pattern, body, attributes.kind])
+    if attributes.second:
+        text += " and " + _noun(["" if drop[4] < 0.1 else attributes.second[1], attributes.second[0]])
+    elif creature and rng.random() < 0.25:
+        text += " " + _part_phrase(attributes, rng)
+    if drop[2] >= 0.1:
+        text = f"a {attributes.style} of {text}"
+    if drop[3] >= 0.1:
+        text = f"{text} {BACKGROUNDS[attributes.background]}"
+    return text
+
+
+def parse(text: str) -> dict[str, str]:
+    """The attributes a prompt names (first object only); what is not named is absent."""
+    found: dict[str, str] = {}
+    for background, phrase in BACKGROUNDS.items():
+        if phrase in text:
+            found["background"] = background
+            text = text.replace(phrase, " ")
+    for word in text.split():
+        for name, values in ATTRIBUTES.items():
+            if name != "background" and word in values:
+                found.setdefault(name, word)
+    return found
+
+
+def words() -> tuple[str, ...]:
+    """Every word of the world, each of which is one token."""
+    known: list[str] = [*KINDS, *COLOURS, *PATTERNS, *STYLES, *BODIES, *EARS, *EYES, *MOUTHS, *TAILS, *RARE_TOKENS]
+    known += [word for held_out in HELD_OUT.values() for word in held_out]
+    known += [word for phrase in BACKGROUNDS.values() for word in phrase.split()]
+    known += "a an and of with the in on at under eye eyes ear ears tail mouth horns big small picture image style".split()
+    known += "left right top next to black grey brown gold silver robot dog cat toy person object background".split()
+    known += "forest space mountain river rainy sunny jungle box robot boat flower painting sketch neon print".split()
+    return tuple(dict.fromkeys(word for word in known if word != "none"))
+
+
+def attribute_names() -> tuple[str, ...]:
+    """Names of the fields of `Attributes`."""
+    return tuple(field.name for field in fields(Attributes))

@@ -1,0 +1,41 @@
+"""Adapters that live in the attention processors of diffusers: train, load, blend, fuse and export them."""
+
+from .adapter import FAMILIES, Adapter, AdapterConfig
+from .adapter_set import AdapterInfo, AdapterSet
+from .attach import (
+    add_adapter,
+    coverage,
+    delete_adapters,
+    disable_adapters,
+    enable_adapters,
+    fuse_adapters,
+    get_active_adapters,
+    list_adapters,
+    set_adapters,
+    unfuse_adapters,
+)
+from .export import export_lora
+from .options import option
+from .store import load_adapter, save_adapter
+
+__all__ = [
+    "FAMILIES",
+    "Adapter",
+    "AdapterConfig",
+    "AdapterInfo",
+    "AdapterSet",
+    "add_adapter",
+    "coverage",
+    "delete_adapters",
+    "disable_adapters",
+    "enable_adapters",
+    "export_lora",
+    "fuse_adapters",
+    "get_active_adapters",
+    "list_adapters",
+    "load_adapter",
+    "option",
+    "save_adapter",
+    "set_adapters",
+    "unfuse_adapters",
+]

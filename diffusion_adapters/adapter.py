@@ -1,0 +1,108 @@
+"""The contract of an adapter family: what one file in `families/` must define, and what it may."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from .options import Options
+from .registry import Registry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig(Options):
+    """Hyperparameters of a family. Each field is declared with `option(default, help, bounds)`."""
+
+
+class Adapter(nn.Module):
+    """One adapter on one linear projection y = W x + b, W (out, in). W is frozen; ΔW = 0 after `__init__`.
+
+    A family says what it adds in up to three ways, whose sum is its effect on the projection; W + ΔW is the whole:
+
+    - `low_rank()`: factors (B, A) with ΔW = B A. Evaluated together with all other low-rank adapters, exported exactly.
+    - `input_delta(x)`: (T − I) x, of a family that multiplies W by T on the input side: W T = W + W (T − I).
+    - `forward(x, y, linear)`: anything else; it may call `linear` and must never build an (out, in) tensor.
+
+    The last two compute in the dtype and on the device of `x`; a family casts its own values by `value.to(x)`.
+    """
+
+    Config: ClassVar[type[AdapterConfig]]
+    reads_weight: ClassVar[bool] = False
+    """Whether `__init__` or `delta_weight` uses the numbers of W; if not, a meta tensor of its shape will do."""
+    learning_rate: ClassVar[float] = 1e-4
+    """Learning rate of AdamW to begin with."""
+
+    def __init__(self, weight: Tensor, config: Any) -> None:
+        """`weight`: the frozen W, (out, in), fp32, on any device; on `meta` only shapes count. Raises ValueError."""
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.config = config
+        self.transforms_input = type(self).input_delta is not Adapter.input_delta
+        self.adds_output = type(self).forward is not Adapter.forward
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """ΔW (out, in) in fp32 for the frozen `weight` W. Pure: the truth that fuse, export, merge and tests use."""
+        factors = self.low_rank()
+        if factors is None:
+            raise NotImplementedError(f"{type(self).__name__} has no low_rank() and must define delta_weight(weight)")
+        up, down = factors
+        return up @ down
+
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """(B, A) of shapes (out, rank) and (rank, in), differentiable: the low-rank part of ΔW is B A. None if none."""
+        return None
+
+    def input_delta(self, x: Tensor) -> Tensor:
+        """(T − I) x, (..., in) -> (..., in)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, y: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
+        """The part of x ΔWᵀ that is neither low rank nor an input transform, (..., in) -> (..., out), y = linear(x)."""
+        raise NotImplementedError
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Groups for a torch optimizer, each with its own `lr`."""
+        return [{"params": list(self.parameters()), "lr": learning_rate}]
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that training adds to its loss, or None."""
+        return None
+
+    @classmethod
+    def from_tensors(cls, weight: Tensor, config: AdapterConfig, tensors: dict[str, Tensor]) -> Self:
+        """An adapter from the tensors of a file. Raises ValueError for one that is missing, unexpected or misshapen."""
+        adapter = cls(weight, config)
+        adapter.check_tensors(tensors)
+        adapter.load_state_dict(tensors)
+        return adapter
+
+    def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Raise ValueError unless `tensors` has exactly the names and shapes of this adapter's own state."""
+        own = self.state_dict()
+        problems = [f"missing {name}" for name in own if name not in tensors]
+        problems += [f"unexpected {name}" for name in tensors if name not in own]
+        problems += [
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in tensors and tensors[name].shape != value.shape
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+FAMILIES: Registry[type[Adapter]] = Registry("adapter family", "diffusion_adapters.families")
+
+
+def check_rank(rank: int, weight: Tensor) -> None:
+    """Raise ValueError if `rank` exceeds min(out, in) of `weight`."""
+    if rank > min(weight.shape):
+        raise ValueError(f"rank {rank} exceeds min(out, in) = {min(weight.shape)}")
+
+
+def meta_like(weight: Tensor) -> Tensor:
+    """A tensor of the shape of `weight` that holds no numbers."""
+    return torch.empty(weight.shape, device="meta")

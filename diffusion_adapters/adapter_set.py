@@ -1,0 +1,208 @@
+"""All adapters of one denoiser: their parameters, their weights, and the wiring into its attention processors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import FAMILIES, Adapter, AdapterConfig, meta_like
+from .plan import Plan
+from .processor import is_wrapped, set_processor, unwrap, wrap
+from .registry import nearest
+from .site import Projection, Site, find_sites
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterInfo:
+    """What is known of an adapter besides its numbers; all of it stands in the header of its file."""
+
+    family: str
+    config: AdapterConfig
+    target_modules: tuple[str, ...] | None = None
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trigger: str | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class _Heal:
+    """Pre-hook of a denoiser: wraps what diffusers put in place of our processors since the last forward."""
+
+    def __init__(self, adapter_set: AdapterSet) -> None:
+        self.adapter_set = adapter_set
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.adapter_set.heal()
+
+
+class AdapterSet(nn.Module):
+    """The adapters of one denoiser, as a module of their parameters beside it: its `state_dict` does not change."""
+
+    denoiser: nn.Module
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["denoiser"] = denoiser  # not a child: its parameters are not ours
+        self.adapters = nn.ModuleDict()
+        self.infos: dict[str, AdapterInfo] = {}
+        self.weights: dict[str, float] = {}
+        self.enabled = True
+        self.fused: dict[str, Tensor] = {}  # path -> the weight as it was before fusing
+        self.sites = {path: Site(path, attention) for path, attention in find_sites(denoiser)}
+        if not self.sites:
+            raise ValueError(f"{type(denoiser).__name__} has no attention processors to put adapters in")
+
+    def projections(self) -> dict[str, Projection]:
+        """Every projection that can carry an adapter, by its path in the denoiser."""
+        return {f"{site.path}.{name}": p for site in self.sites.values() for name, p in site.projections.items()}
+
+    def build(
+        self,
+        family: str,
+        config: AdapterConfig,
+        paths: Iterable[str],
+        tensors: Mapping[str, dict[str, Tensor]] | None = None,
+    ) -> dict[str, Adapter]:
+        """New adapters by path, on the devices of their projections, from `tensors` by path or freshly initialized.
+
+        Nothing is attached. Raises what the family raises, with the place in front.
+        """
+        kind = FAMILIES[family]
+        projections = self.projections()
+        built = {}
+        for path in paths:
+            base = projections[path].base
+            shape = (base.out_features, base.in_features)
+            try:
+                weight = dense_weight(base) if kind.reads_weight else torch.empty(shape, device="meta")
+                with torch.inference_mode(False):
+                    adapter = (
+                        kind(weight, config) if tensors is None else kind.from_tensors(weight, config, tensors[path])
+                    )
+            except (ValueError, RuntimeError) as error:
+                raise type(error)(f"{path}, weight {shape}: {error}") from error
+            device = next(base.parameters(), torch.empty(0)).device
+            built[path] = adapter if device.type == "meta" else adapter.to(device)
+        return built
+
+    def insert(self, name: str, adapters: Mapping[str, Adapter], info: AdapterInfo, weight: float = 1.0) -> None:
+        """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
+        self.check_free(name)
+        self.adapters[name] = nn.ModuleDict({path.replace(".", "/"): adapter for path, adapter in adapters.items()})
+        self.infos[name] = info
+        self.set_weights({**self.weights, name: weight})
+
+    def remove(self, name: str) -> None:
+        """Delete the adapter `name`. Without adapters the denoiser is as it was."""
+        self.check(name)
+        self._refuse_while_fused("delete adapters")
+        del self.adapters[name], self.infos[name]
+        self.set_weights({other: weight for other, weight in self.weights.items() if other != name})
+
+    def of(self, name: str) -> dict[str, Adapter]:
+        """The adapters of `name` by path."""
+        self.check(name)
+        return {key.replace("/", "."): adapter for key, adapter in self.adapters[name].items()}  # type: ignore[operator]
+
+    def check_free(self, name: str) -> None:
+        """Raise ValueError if `name` is taken or cannot be a name, RuntimeError while adapters are fused."""
+        self._refuse_while_fused("add adapters")
+        if name in self.infos:
+            raise ValueError(f"adapter name {name!r} is already in use; delete it first or choose another name")
+        if not name or "." in name or "/" in name:
+            raise ValueError(f"adapter name {name!r} must be non-empty, without '.' and '/'")
+
+    def check(self, *names: str) -> None:
+        """Raise ValueError for a name that no adapter has."""
+        for name in names:
+            if name not in self.infos:
+                raise ValueError(f"unknown adapter {name!r}, {nearest(name, self.infos)}")
+
+    def set_weights(self, weights: Mapping[str, float], enabled: bool = True) -> None:
+        """Make exactly the adapters of `weights` active, each times its weight."""
+        self.check(*weights)
+        self._refuse_while_fused("change adapter weights")
+        for name, weight in weights.items():
+            if (
+                isinstance(weight, bool)
+                or not isinstance(weight, (int, float))
+                or weight != weight
+                or abs(weight) == float("inf")
+            ):
+                raise ValueError(f"the weight of adapter {name!r} must be a finite number, got {weight!r}")
+        self.weights = {name: float(weight) for name, weight in weights.items()}
+        self.enabled = enabled
+        self.plan()
+
+    def refresh(self) -> None:
+        """Take up values that were changed by a write to `.data`; other changes are noticed."""
+        for projection in self.projections().values():
+            if projection.plan is not None:
+                projection.plan.refresh()
+
+    def heal(self) -> None:
+        """Wrap every processor that is not ours, where there is an adapter."""
+        for site in self.sites.values():
+            processor: Any = site.attention.processor
+            if is_wrapped(processor) and processor._site is site:
+                continue
+            if any(projection.plan is not None for projection in site.projections.values()):
+                set_processor(site.attention, wrap(unwrap(processor) if is_wrapped(processor) else processor, site))
+
+    def coverage(self) -> dict[str, bool]:
+        """Path of each projection with an active adapter -> whether a forward has used it since it was planned."""
+        return {
+            path: projection.called for path, projection in self.projections().items() if projection.plan is not None
+        }
+
+    def plan(self) -> None:
+        """Give each projection its plan, and wrap or unwrap the processors accordingly."""
+        active = {
+            name: weight for name, weight in self.weights.items() if self.enabled and weight != 0 and not self.fused
+        }
+        by_path: dict[str, list[tuple[Adapter, float]]] = {}
+        for name, weight in active.items():
+            for path, adapter in self.of(name).items():
+                by_path.setdefault(path, []).append((adapter, weight))
+        for path, projection in self.projections().items():
+            projection.plan = Plan(by_path[path]) if path in by_path else None
+            projection.called = False
+        hooks = self.denoiser._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Heal)]:
+            del hooks[key]
+        if self.infos:
+            self.denoiser.register_forward_pre_hook(_Heal(self), prepend=True)
+        for site in self.sites.values():
+            idle = all(projection.plan is None for projection in site.projections.values())
+            if idle and is_wrapped(site.attention.processor):
+                set_processor(site.attention, unwrap(site.attention.processor))
+        self.heal()
+
+    def _refuse_while_fused(self, action: str) -> None:
+        if self.fused:
+            raise RuntimeError(
+                f"cannot {action} while adapters are fused into the weights; call unfuse_adapters() first"
+            )
+
+
+def find_adapter_set(denoiser: nn.Module) -> AdapterSet | None:
+    """The AdapterSet of a denoiser; a copy of a denoiser has a copy of its own."""
+    hooks = denoiser._forward_pre_hooks.values()
+    return next((hook.adapter_set for hook in hooks if isinstance(hook, _Heal)), None)
+
+
+def dense_weight(linear: Any) -> Tensor:
+    """The frozen W (out, in) of a projection in fp32. Raises RuntimeError where it cannot be read."""
+    base = linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
+    weight = base.weight.detach()
+    if weight.is_meta and hasattr(base, "_hf_hook"):
+        raise RuntimeError("the weight is offloaded; add, load, fuse or export adapters before enabling offloading")
+    if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
+        raise RuntimeError(f"the weight of a {type(base).__name__} is packed as {tuple(weight.shape)} {weight.dtype}")
+    if hasattr(weight, "dequantize") and type(weight) is not Tensor and type(weight) is not nn.Parameter:
+        weight = weight.dequantize()
+    return meta_like(weight) if weight.is_meta else weight.float()

@@ -1,0 +1,164 @@
+"""The verbs: add, set, list, delete, fuse adapters on a denoiser or on a pipeline that has one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .adapter import FAMILIES
+from .adapter_set import AdapterInfo, AdapterSet, find_adapter_set
+from .fuse import fuse_set, unfuse_set
+from .registry import nearest
+
+DENOISER_NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder")
+"""Components of a diffusers pipeline that adapters go into."""
+
+
+def find_denoisers(model: Any) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by component name, or the one given. Raises TypeError for anything else."""
+    if isinstance(model, nn.Module):
+        model = getattr(model, "_orig_mod", model)  # a compiled module shares the processors of its original
+        return {"unet" if "UNet" in type(model).__name__ else "transformer": model}
+    components = getattr(model, "components", None)
+    if not isinstance(components, Mapping):
+        raise TypeError(f"expected a diffusers pipeline or a denoiser, got {type(model).__name__}")
+    found = {name: components[name] for name in DENOISER_NAMES if isinstance(components.get(name), nn.Module)}
+    if not found:
+        raise TypeError(f"{type(model).__name__} has none of the components {', '.join(DENOISER_NAMES)}")
+    return {name: getattr(module, "_orig_mod", module) for name, module in found.items()}
+
+
+def adapter_sets(model: Any) -> dict[str, AdapterSet]:
+    """The AdapterSet of each denoiser that has one, by component name."""
+    found = {name: find_adapter_set(denoiser) for name, denoiser in find_denoisers(model).items()}
+    return {name: adapter_set for name, adapter_set in found.items() if adapter_set is not None}
+
+
+def match_targets(paths: Sequence[str], target_modules: Sequence[str] | None) -> list[str]:
+    """The projections among `paths` that a target names by whole path segments: `to_q`, `attn2.to_k`, `up_blocks.1`.
+
+    None means all. Raises ValueError for a target that matches nothing, with the nearest name.
+    """
+    if target_modules is None:
+        return list(paths)
+    chosen = set()
+    for target in target_modules:
+        hits = [path for path in paths if f".{target}." in f".{path}."]
+        if not hits:
+            ends = sorted({re.sub(r"^.*\.(?=[^.]*[^.\d][^.]*(\.\d+)?$)", "", path) for path in paths})
+            raise ValueError(f"unknown target {target!r} in target_modules, {nearest(target, ends)}")
+        chosen.update(hits)
+    return [path for path in paths if path in chosen]
+
+
+def add_adapter(
+    denoiser: Any, name: str, family: str = "lora", *, target_modules: Sequence[str] | None = None, **options: Any
+) -> AdapterSet:
+    """Put a new trainable adapter on a denoiser (or on the only denoiser of a pipeline) and make it active.
+
+    `options` are those of the family. Nothing changes in the output until it is trained. Returns the AdapterSet, whose
+    `parameters()` go to the optimizer. Raises ValueError, naming the place, and then nothing is attached.
+    """
+    found = find_denoisers(denoiser)
+    if len(found) > 1:
+        raise ValueError(f"the pipeline has several denoisers, pass one of them: {', '.join(found)}")
+    (module,) = found.values()
+    family = FAMILIES.canonical(family)
+    config = FAMILIES[family].Config.from_mapping(options)
+    adapter_set = find_adapter_set(module) or AdapterSet(module)
+    adapter_set.check_free(name)
+    paths = match_targets(list(adapter_set.projections()), target_modules)
+    targets = tuple(target_modules) if target_modules is not None else None
+    info = AdapterInfo(family=family, config=config, target_modules=targets)
+    adapter_set.insert(name, adapter_set.build(family, config, paths), info)
+    return adapter_set
+
+
+def set_adapters(
+    model: Any, names: str | Sequence[str], adapter_weights: float | Sequence[float] | Mapping[str, float] | None = None
+) -> None:
+    """Make exactly the adapters `names` active, each times its weight (1.0 if not given). `[]` gives the base."""
+    names = [names] if isinstance(names, str) else list(names)
+    if adapter_weights is None:
+        adapter_weights = 1.0
+    if isinstance(adapter_weights, Mapping):
+        extra = sorted(set(adapter_weights) - set(names))
+        if extra:
+            raise ValueError(f"adapter_weights names adapters that are not in names: {', '.join(extra)}")
+        weights = {name: adapter_weights.get(name, 1.0) for name in names}
+    elif isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str):
+        if len(adapter_weights) != len(names):
+            raise ValueError(f"{len(adapter_weights)} adapter_weights for {len(names)} adapters: {', '.join(names)}")
+        weights = dict(zip(names, adapter_weights, strict=True))
+    else:
+        weights = dict.fromkeys(names, adapter_weights)
+    sets = adapter_sets(model)
+    check_names(sets, names)
+    for adapter_set in sets.values():
+        adapter_set.set_weights({name: weight for name, weight in weights.items() if name in adapter_set.infos})
+
+
+def get_active_adapters(model: Any) -> dict[str, float]:
+    """Name -> weight of the adapters that act in the next forward."""
+    active: dict[str, float] = {}
+    for adapter_set in adapter_sets(model).values():
+        if adapter_set.enabled:
+            active.update(adapter_set.weights)
+    return active
+
+
+def list_adapters(model: Any) -> dict[str, AdapterInfo]:
+    """Name -> what is known of each attached adapter, active or not."""
+    return {name: info for adapter_set in adapter_sets(model).values() for name, info in adapter_set.infos.items()}
+
+
+def delete_adapters(model: Any, names: str | Sequence[str]) -> None:
+    """Delete adapters. Without any the denoiser is bitwise what it was."""
+    sets = adapter_sets(model)
+    names = [names] if isinstance(names, str) else list(names)
+    check_names(sets, names)
+    for adapter_set in sets.values():
+        for name in names:
+            if name in adapter_set.infos:
+                adapter_set.remove(name)
+
+
+def disable_adapters(model: Any) -> None:
+    """Turn all adapters off, keeping their weights for `enable_adapters`."""
+    for adapter_set in adapter_sets(model).values():
+        adapter_set.set_weights(adapter_set.weights, enabled=False)
+
+
+def enable_adapters(model: Any) -> None:
+    """Turn the adapters on again that `disable_adapters` turned off."""
+    for adapter_set in adapter_sets(model).values():
+        adapter_set.set_weights(adapter_set.weights, enabled=True)
+
+
+def fuse_adapters(model: Any) -> None:
+    """Add the active adapters to the weights of the denoiser, in fp32; `unfuse_adapters` restores every bit."""
+    for adapter_set in adapter_sets(model).values():
+        fuse_set(adapter_set)
+
+
+def unfuse_adapters(model: Any) -> None:
+    """Put the weights back, bitwise, that `fuse_adapters` changed."""
+    for adapter_set in adapter_sets(model).values():
+        unfuse_set(adapter_set)
+
+
+def coverage(model: Any) -> dict[str, bool]:
+    """Path of each projection with an active adapter -> whether a forward has used it since adapters were last set."""
+    sets = adapter_sets(model)
+    return {f"{name}.{path}": called for name, s in sets.items() for path, called in s.coverage().items()}
+
+
+def check_names(sets: Mapping[str, AdapterSet], names: Sequence[str]) -> None:
+    """Raise ValueError for a name that no adapter in `sets` has."""
+    known = {name for adapter_set in sets.values() for name in adapter_set.infos}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown adapter {name!r}, {nearest(name, known)}")

@@ -1,0 +1,41 @@
+"""LoRA: low-rank adaptation, the baseline.
+
+Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen 2021, https://arxiv.org/abs/2106.09685, equation 3.
+
+ΔW = s B A with B (out, rank), A (rank, in); s = alpha / rank, or alpha / sqrt(rank) with `rslora`
+(Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+Starts at W: B = 0, A uniform within ± 1 / sqrt(in).
+Trains rank (in + out) values per projection.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import FAMILIES, Adapter, AdapterConfig, check_rank
+from ..options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(AdapterConfig):
+    rank: int = option(4, "inner width of the update, at most min(in, out)", ge=1)
+    alpha: float = option(4.0, "the update is multiplied by alpha / rank", gt=0)
+    rslora: bool = option(False, "multiply by alpha / sqrt(rank) instead, which keeps high ranks learning")
+
+
+@FAMILIES.register("lora")
+class LoRA(Adapter):
+    Config = LoRAConfig
+
+    def __init__(self, weight: Tensor, config: LoRAConfig) -> None:
+        super().__init__(weight, config)
+        check_rank(config.rank, weight)
+        self.scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
+        self.A = nn.Parameter(torch.empty(config.rank, self.in_features))
+        self.B = nn.Parameter(torch.zeros(self.out_features, config.rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def low_rank(self) -> tuple[Tensor, Tensor]:
+        return self.scaling * self.B, self.A

@@ -1,0 +1,189 @@
+"""The adapter file: one safetensors file whose header says everything, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from .adapter import FAMILIES
+from .adapter_set import AdapterInfo, AdapterSet
+
+FORMAT = "diffusion-adapters"
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 25 * 2**20
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def version() -> str:
+    """The installed version of this library."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as of
+
+    try:
+        return of("diffusion-adapters")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | Path) -> Path:
+    """Write `tensors` to `path` under a temporary name, sync, rename: if anything goes wrong an old file stays."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a .safetensors file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, dict(metadata)))
+            stream.flush()
+            os.fsync(stream.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}; nothing was saved") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header text of a safetensors file, on the CPU. Never unpickles; ValueError names what is wrong."""
+    path = Path(path)
+    check_safetensors(path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: damaged safetensors file: {error}") from error
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise FileNotFoundError or ValueError unless `path` can be a safetensors file with a header of sane size."""
+    if not path.exists():
+        raise FileNotFoundError(f"no adapter file at {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the .safetensors file inside it")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if path.suffix.lower() in PICKLE_SUFFIXES or start[:2] in (
+        b"PK",
+        b"\x80\x02",
+        b"\x80\x03",
+        b"\x80\x04",
+        b"\x80\x05",
+    ):
+        raise ValueError(
+            f"{path}: a pickle can run code when it is read and is never loaded; ask for a .safetensors file"
+        )
+    header = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= header <= size - 8:
+        raise ValueError(f"{path}: not a safetensors file, or truncated ({size} bytes, header says {header})")
+    if header > MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: header of {header} bytes exceeds the limit of {MAX_HEADER_BYTES}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFile:
+    """A file read into memory: what the adapter is, and its tensors by component, projection path and name."""
+
+    path: Path
+    info: AdapterInfo
+    tensors: Mapping[str, Mapping[str, dict[str, Tensor]]]
+    metadata: Mapping[str, str]
+
+
+def save_sets(sets: Mapping[str, AdapterSet], name: str, path: str | Path) -> Path:
+    """Write adapter `name` of every denoiser in `sets` (by component) to one file."""
+    holders = {component: adapter_set for component, adapter_set in sets.items() if name in adapter_set.infos}
+    tensors: dict[str, Tensor] = {}
+    for component, adapter_set in holders.items():
+        for place, adapter in adapter_set.of(name).items():
+            for key, value in adapter.state_dict().items():
+                if not bool(torch.isfinite(value).all()):
+                    raise ValueError(f"{component}.{place}.{key} of adapter {name!r} is not finite; nothing was saved")
+                tensors[f"{component}.{place}:{key}"] = value.detach().cpu()
+    info = next(iter(holders.values())).infos[name]
+    bases = {component: describe_base(adapter_set.denoiser) for component, adapter_set in holders.items()}
+    return write_safetensors(tensors, _header(info, bases, name), path)
+
+
+def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str) -> dict[str, str]:
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "created_by": f"diffusion-adapters {version()}",
+        "family": info.family,
+        "config": info.config.as_dict(),
+        "target_modules": info.target_modules,
+        "base": bases,
+        "trigger": info.trigger,
+        "training": dict(info.training),
+    }
+    base = next(iter(bases.values()))
+    spec = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{base['class']}/{info.family}",
+        "modelspec.implementation": "diffusion-adapters",
+        "modelspec.title": name,
+        "modelspec.resolution": str(info.training.get("resolution", "unknown")),
+        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    if info.trigger:
+        spec["modelspec.trigger_phrase"] = info.trigger
+    return {"format": "pt", FORMAT: json.dumps(document), **spec}
+
+
+def read_adapter(path: str | Path) -> AdapterFile:
+    """Read an adapter file. Raises ValueError for anything that is not wholly one of ours."""
+    tensors, metadata = read_safetensors(path)
+    if FORMAT not in metadata:
+        raise ValueError(f"{path}: not a {FORMAT} file (its header has no {FORMAT!r} entry)")
+    try:
+        document = json.loads(metadata[FORMAT])
+        if document["format_version"] > FORMAT_VERSION:
+            raise ValueError(f"format version {document['format_version']} is newer than this library; update it")
+        family = FAMILIES.canonical(document["family"])
+        info = AdapterInfo(
+            family=family,
+            config=FAMILIES[family].Config.from_mapping(document["config"]),
+            target_modules=tuple(document["target_modules"]) if document["target_modules"] else None,
+            base=document["base"],
+            trigger=document["trigger"],
+            training=document["training"],
+        )
+        nested: dict[str, dict[str, dict[str, Tensor]]] = {component: {} for component in info.base}
+        for key, value in tensors.items():
+            place, _, tensor = key.rpartition(":")
+            component, _, projection = place.partition(".")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{key} is not finite")
+            nested[component].setdefault(projection, {})[tensor] = value
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged header: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return AdapterFile(Path(path), info, nested, metadata)
+
+
+def describe_base(denoiser: nn.Module) -> dict[str, Any]:
+    """Name, class and fingerprint of a denoiser: a hash of where its projections are and how large."""
+    config = getattr(denoiser, "config", {})
+    places = {path: (p.out_features, p.in_features) for path, p in AdapterSet(denoiser).projections().items()}
+    digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest()[:16]
+    name = str(config.get("_name_or_path", "")) if hasattr(config, "get") else ""
+    return {"name": Path(name).name, "class": type(denoiser).__name__, "fingerprint": digest}

@@ -1,0 +1,134 @@
+"""One declaration of a hyperparameter: default, help and bounds feed the checks, the flags, the file and the docs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from .registry import nearest
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[Any] | None = None,
+) -> Any:
+    """A field of an `Options` class. `ge, gt, le, lt` bound a number; `choices` lists the allowed values."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata = {"help": help, "bounds": {k: v for k, v in bounds.items() if v is not None}, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_BOUNDS = {
+    "ge": (lambda value, bound: value >= bound, "at least"),
+    "gt": (lambda value, bound: value > bound, "greater than"),
+    "le": (lambda value, bound: value <= bound, "at most"),
+    "lt": (lambda value, bound: value < bound, "less than"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of every group of hyperparameters: frozen, keyword-only, checked when made.
+
+    Raises ValueError for a value out of bounds or choices, TypeError for one of the wrong kind; both name the field.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
+
+    @classmethod
+    def kinds(cls) -> dict[str, tuple[type, bool]]:
+        """Name -> (type of one value, whether None is allowed)."""
+        hints = typing.get_type_hints(cls)
+        found = {}
+        for field in dataclasses.fields(cls):
+            hint = hints[field.name]
+            parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            kind = next(part for part in parts if part is not type(None))
+            found[field.name] = (typing.get_origin(kind) or kind, type(None) in parts)
+        return found
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from names and values, as read from a file. An unknown name is a ValueError with the nearest one."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown option {name!r} for {cls.__name__}, {nearest(name, known)}")
+        return cls(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names and values, in the order of declaration; paths as text, so that it can be written as JSON or TOML."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+    def _checked(self, field: dataclasses.Field[Any], value: Any) -> Any:
+        kind, optional = self.kinds()[field.name]
+        if value is None and optional:
+            return None
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if kind is Path and isinstance(value, str):
+            value = Path(value)
+        if kind is tuple and isinstance(value, list):
+            value = tuple(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+        choices = field.metadata.get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"{field.name} must be one of {', '.join(map(str, choices))}; got {value!r}")
+        for name, bound in field.metadata.get("bounds", {}).items():
+            holds, words = _BOUNDS[name]
+            if not holds(value, bound):
+                raise ValueError(f"{field.name} must be {words} {bound}, got {value}")
+        return value
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default unless it is None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def argument_parser(description: str | None, **kwargs: Any) -> argparse.ArgumentParser:
+    """An argparse parser whose help keeps the layout of `description` and shows defaults; no short flags."""
+    kwargs.setdefault("allow_abbrev", False)
+    return argparse.ArgumentParser(description=description, formatter_class=_RawHelpFormatter, **kwargs)
+
+
+class _RawHelpFormatter(_HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def add_arguments(parser: argparse.ArgumentParser, options: type[Options], title: str | None = None) -> None:
+    """Add a flag `--name` for each field of `options`; booleans get `--name` and `--no-name`."""
+    group: Any = parser.add_argument_group(title) if title else parser
+    for field in dataclasses.fields(options):
+        kind, _ = options.kinds()[field.name]
+        settings: dict[str, Any] = {"default": field.default, "help": field.metadata["help"].replace("%", "%%")}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            settings.update(nargs="+", metavar="NAME")
+        else:
+            settings.update(type=kind, choices=field.metadata.get("choices"))
+            if settings["choices"] is None:
+                settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+        group.add_argument(f"--{field.name}", **settings)
+
+
+def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Any:
+    """The checked `options` from a parsed command line."""
+    return options.from_mapping({field.name: getattr(namespace, field.name) for field in dataclasses.fields(options)})

@@ -1,0 +1,92 @@
+"""Save adapters from and load them onto a pipeline or a denoiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .adapter_set import AdapterSet, find_adapter_set
+from .attach import adapter_sets, check_names, find_denoisers, match_targets
+from .file import AdapterFile, describe_base, read_adapter, save_sets
+
+
+def save_adapter(
+    model: Any,
+    name: str,
+    path: str | Path,
+    *,
+    trigger: str | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write adapter `name` to one `.safetensors` file, with the prompt it answers to and its training settings."""
+    sets = adapter_sets(model)
+    check_names(sets, [name])
+    for adapter_set in sets.values():
+        if name in adapter_set.infos:
+            changes = {"trigger": trigger, "training": training}
+            changes = {key: value for key, value in changes.items() if value is not None}
+            adapter_set.infos[name] = dataclasses.replace(adapter_set.infos[name], **changes)  # type: ignore[arg-type]
+    return save_sets(sets, name, path)
+
+
+def load_adapter(
+    model: Any,
+    path: str | Path,
+    adapter_name: str | None = None,
+    *,
+    adapter_weight: float = 1.0,
+    trainable: bool = False,
+) -> str:
+    """Load an adapter file onto a pipeline or denoiser, make it active beside those that are, return its name.
+
+    The name is the file's stem unless given. All or nothing: an error names the file and what is missing, unexpected
+    or misshapen, and then the model is as it was. Raises FileNotFoundError, ValueError.
+    """
+    file = read_adapter(path)
+    name = adapter_name or Path(path).stem.replace(".", "_")
+    denoisers = find_denoisers(model)
+    if len(file.tensors) == 1 and len(denoisers) == 1:
+        pairs = [(next(iter(denoisers.values())), *next(iter(file.tensors.items())))]
+    else:
+        absent = sorted(set(file.tensors) - set(denoisers))
+        if absent:
+            raise ValueError(f"{path}: made for {', '.join(absent)}; this model has {', '.join(denoisers)}")
+        pairs = [(denoisers[component], component, tensors) for component, tensors in file.tensors.items()]
+    ready = []
+    for denoiser, component, tensors in pairs:
+        adapter_set = find_adapter_set(denoiser) or AdapterSet(denoiser)
+        adapter_set.check_free(name)
+        _check_places(file, component, adapter_set)
+        try:
+            ready.append((adapter_set, adapter_set.build(file.info.family, file.info.config, tensors, tensors)))
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f"{path}: {error}") from error
+    for adapter_set, adapters in ready:
+        for adapter in adapters.values():
+            adapter.requires_grad_(trainable)
+        adapter_set.insert(name, adapters, file.info, adapter_weight)
+    return name
+
+
+def _check_places(file: AdapterFile, component: str, adapter_set: AdapterSet) -> None:
+    """Raise ValueError unless the file has exactly the projections that it aims at, and the base has them too."""
+    made_for, here = file.info.base[component], describe_base(adapter_set.denoiser)
+    known = list(adapter_set.projections())
+    places = file.tensors[component]
+    unknown = [place for place in places if place not in known]
+    another = made_for["class"] == here["class"] and made_for["fingerprint"] != here["fingerprint"]
+    if unknown or another:
+        found = f"{len(unknown)} of {len(places)} projections do not exist here" if unknown else "its sizes are others"
+        raise ValueError(
+            f"{file.path}: made for another base, {_describe(made_for)}; this is {_describe(here)}: {found}"
+            f"{f', the first is {unknown[0]}' if unknown else ''}"
+        )
+    missing = [place for place in match_targets(known, file.info.target_modules) if place not in places]
+    if missing and not another and made_for["class"] == here["class"]:
+        raise ValueError(f"{file.path}: incomplete: {len(missing)} projections are missing, the first is {missing[0]}")
+
+
+def _describe(base: Mapping[str, Any]) -> str:
+    return f"{base['class']} {base['name'] or '(no name)'} [{base['fingerprint']}]"

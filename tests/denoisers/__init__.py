@@ -1,7 +1,7 @@
 """A zoo of tiny random denoisers: every diffusers class that attends through processors.
 
-``ZOO`` names the configurations, ``build`` makes one, ``run`` gives its output as one vector. ``NOT_BUILT`` says of
-every other class why it is not here; together they are ``attending_classes()``, so that a new class is noticed.
+`ZOO` names the configurations, `build` makes one, `run` gives its output as one vector. `NOT_BUILT` says of
+every other class why it is not here; together they are `attending_classes()`, so that a new class is noticed.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ NOT_BUILT: dict[str, str] = {
     "LTX2DurationHead": _PROMPT,
 }
 
-#: Folders of diffusers that hold denoisers. Autoencoders live elsewhere; what is deprecated is left alone.
 _FOLDERS = ("models/unets", "models/transformers", "models/controlnets", "models/condition_embedders", "pipelines")
+"""Folders of diffusers that hold denoisers. Autoencoders live elsewhere; what is deprecated is left alone."""
 _ATTENDS = re.compile(r"set_processor|AttentionModuleMixin|attn_processors|Attention\b|TransformerBlock|get_\w+_block")
 
 
@@ -90,7 +90,7 @@ def missing(name: str) -> str:
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The denoiser of a row, in evaluation mode, every parameter drawn anew from ``seed``.
+    """The denoiser of a row, in evaluation mode, every parameter drawn anew from `seed`.
 
     Training starts many layers at zero (gates, last projections), behind which an adapter would not be seen. Matrices
     keep the variance of what they multiply, gains stay near 1, other vectors near 0.
@@ -111,10 +111,10 @@ def build(name: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def run(model: nn.Module, name: str, seed: int = 1) -> Tensor:
-    """All floating outputs of one forward pass, flattened into one vector. The inputs are those of ``seed``."""
+def run(model: nn.Module, name: str, seed: int = 1, grad: bool = False) -> Tensor:
+    """All floating outputs of one forward pass, flattened into one vector. The inputs are those of `seed`."""
     torch.manual_seed(seed)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         outputs = list(_tensors(model(**ZOO[name].inputs(model))))
     return torch.cat([tensor.float().flatten() for tensor in outputs if tensor.is_floating_point()])
 

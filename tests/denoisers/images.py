@@ -30,6 +30,7 @@ def share_z_image(controlnet: nn.Module) -> None:
     from diffusers import ZImageTransformer2DModel
 
     type(controlnet).from_transformer(controlnet, ZImageTransformer2DModel(**Z_IMAGE_CONFIG))
+    controlnet.gradient_checkpointing = False  # its forward asks for what its constructor forgets
 
 
 Z_IMAGE_CONFIG = {**Z_IMAGE, "in_channels": 4, "n_layers": 1, "cap_feat_dim": TEXT, "axes_dims": [4, 2, 2]}

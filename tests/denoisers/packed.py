@@ -7,9 +7,9 @@ import torch
 from .rows import HEADS, PROMPT, TEXT, TIME, Denoiser, given, grid, listed, without
 
 POOLED = {"pooled_projections": (2, 10)}
-#: Latents packed into tokens of 2 x 2, the text in front: Flux and its relatives.
 FLUX = {**HEADS, "patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 1}
 FLUX |= {"joint_attention_dim": TEXT, "axes_dims_rope": (2, 2, 4)}
+"""Double blocks for image and text side by side, single blocks for both in one sequence, the text in front."""
 PACKED = {"hidden_states": (2, 16, 4), **PROMPT, "timestep": TIME, "img_ids": grid(1, 4, 4)}
 PACKED |= {"txt_ids": torch.zeros(5, 3)}
 FLUX2 = {"img_ids": grid(1, 4, 4, 1), "txt_ids": grid(1, 1, 1, 5)}

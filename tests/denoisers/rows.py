@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 Inputs = Callable[[nn.Module], dict[str, Any]]
 
-#: Width of the text embeddings: no inner width equals it, so that a transposed product cannot pass unseen.
 TEXT = 12
+"""Width of the text embeddings: unlike inner widths, so that a transposed product cannot pass unseen."""
 PROMPT = {"encoder_hidden_states": (2, 5, TEXT)}
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
-#: Diffusion time of two samples, in [0, 1] and in training steps.
 TIME = torch.tensor([0.3, 0.7])
+"""Diffusion time of two samples, in [0, 1]."""
 STEP = TIME * 1000
+"""The same in training steps."""
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A tiny configuration of one diffusers class. ``inputs(model)`` draws the keyword arguments of a forward pass.
+    """A tiny configuration of one diffusers class. `inputs(model)` draws the keyword arguments of a forward pass.
 
-    ``prepare(model)`` completes a model that cannot run alone; ``needs`` names a package without which it does not run.
+    `prepare(model)` completes a model that cannot run alone; `needs` names a package without which it does not run.
     """
 
     name: str
@@ -53,7 +54,7 @@ def _value(declared: Any) -> Any:
 
 
 def grid(*sizes: int) -> Tensor:
-    """Every position of a grid, last axis fastest, ``(product of sizes, number of axes)``."""
+    """Every position of a grid, last axis fastest, `(product of sizes, number of axes)`."""
     return torch.cartesian_prod(*map(torch.arange, sizes)).reshape(-1, len(sizes)).float()
 
 

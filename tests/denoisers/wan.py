@@ -11,6 +11,7 @@ MASK = {"encoder_attention_mask": ones(2, 5)}
 WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4}
 WAN |= {"text_dim": TEXT, "freq_dim": 16, "ffn_dim": 32, "num_layers": 1, "rope_max_seq_len": 32}
 IMAGE_TO_VIDEO = {"image_dim": 10, "added_kv_proj_dim": 24}
+"""Wan tells tokens of the image from those of the text by counting: it takes exactly 512 of text."""
 ANYFLOW = WAN | {"gate_value": 0.25}
 ANYFLOW_INPUTS = {"hidden_states": (2, 2, 4, 4, 4), "timestep": STEP[:, None].expand(2, 2)}
 ANYFLOW_INPUTS |= {"r_timestep": STEP[:, None].expand(2, 2) / 2, **PROMPT}
@@ -33,7 +34,7 @@ WANS = [
         "wan_i2v",
         "WanTransformer3DModel",
         WAN | IMAGE_TO_VIDEO,
-        given(**VIDEO, **PROMPT, encoder_hidden_states_image=(2, 3, 10)),
+        given(**VIDEO, encoder_hidden_states=(2, 512, TEXT), encoder_hidden_states_image=(2, 3, 10)),
     ),
     Denoiser(
         "wan_vace",
@@ -51,7 +52,7 @@ WANS = [
         | {"face_encoder_num_heads": 2, "inject_face_latents_blocks": 1},
         given(
             **VIDEO | {"hidden_states": (1, 12, 3, 4, 4), "timestep": STEP[:1]},
-            encoder_hidden_states=(1, 5, TEXT),
+            encoder_hidden_states=(1, 512, TEXT),
             encoder_hidden_states_image=(1, 3, 10),
             pose_hidden_states=(1, 4, 2, 4, 4),
             face_pixel_values=(1, 3, 5, 16, 16),

@@ -1,0 +1,123 @@
+"""Options <-> command line <-> TOML: a script's own flags, and those of the one adapter family that was chosen."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from diffusion_adapters.adapter import FAMILIES, AdapterConfig
+from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace
+
+CONFIGS = Path(__file__).parent / "configs"
+BASE_FLAG = "pretrained_model_name_or_path"
+
+S = TypeVar("S", bound=Options)
+
+
+def parse(script: type[S], description: str | None, argv: Sequence[str] | None = None) -> tuple[S, AdapterConfig]:
+    """The script's options and those of the family named by `--adapter`, from a command line.
+
+    Each layer overrides the one before: defaults, `train/configs/<name of the base>.toml`, `--config`, the flags.
+    Raises ValueError or TypeError with one line for anything wrong; `--help` exits.
+    """
+    first = _quiet(argument_parser(None, add_help=False))
+    for name in ("adapter", "config", BASE_FLAG):
+        first.add_argument(f"--{name}")
+    early = {name: value for name, value in vars(first.parse_known_args(argv)[0]).items() if value is not None}
+    values = read_config(Path(early["config"])) if "config" in early else {}
+    chosen = {**_defaults(script), **values, **early}
+    family = FAMILIES.canonical(chosen["adapter"])
+    layers = [(known_good(chosen[BASE_FLAG]), None), (values, early.get("config"))]
+
+    parser = _quiet(argument_parser(description))
+    parser.add_argument("--config", type=Path, metavar="PATH", help="TOML file with the same names; flags override it")
+    for group in script.__bases__ if dataclasses.fields(script.__bases__[0]) else (script,):
+        add_arguments(parser, group, getattr(group, "title", None))
+    add_arguments(parser, FAMILIES[family].Config, f"options of --adapter {family}")
+    for layer, source in layers:
+        parser.set_defaults(**for_family(layer, family, script, source))
+    parser.set_defaults(adapter=family)
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ValueError(_unknown_flag(unknown[0], parser, family))
+    namespace.adapter = family
+    return from_namespace(script, namespace), from_namespace(FAMILIES[family].Config, namespace)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values and tables of a TOML file. Raises FileNotFoundError, or ValueError with the place of the mistake."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+
+def known_good(base: str) -> dict[str, Any]:
+    """The settings of `train/configs/<name>.toml` for the base `.../<name>`, or nothing if there is no such file."""
+    path = CONFIGS / f"{Path(base).name}.toml"
+    return read_config(path) if path.is_file() else {}
+
+
+def for_family(
+    values: Mapping[str, Any], family: str, script: type[Options], source: str | None = None
+) -> dict[str, Any]:
+    """`values` without tables, then the table `[family]`, which overrides. Raises ValueError for an unknown name."""
+    place = f"{source}: " if source else ""
+    flat = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    for name, table in values.items():
+        if isinstance(table, dict):
+            try:
+                owner = FAMILIES.canonical(name)
+            except ValueError as error:
+                raise ValueError(f"{place}table [{name}]: {error}") from None
+            flat.update(table if owner == family else {})
+    known = {field.name for kind in (script, FAMILIES[family].Config) for field in dataclasses.fields(kind)}
+    for name in flat:
+        if name not in known:
+            raise ValueError(f"{place}unknown option {name!r} for --adapter {family}{_suggest(name, known)}")
+    return flat
+
+
+def to_toml(*options: Options) -> str:
+    """The values of `options` as TOML that `--config` reads back; None is left out."""
+    values = {name: value for group in options for name, value in group.as_dict().items() if value is not None}
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+
+
+def _defaults(script: type[Options]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(script)}
+
+
+def _quiet(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """A parser that raises ValueError where argparse would print its usage and exit."""
+
+    def fail(message: str) -> NoReturn:
+        raise ValueError(message)
+
+    parser.error = fail  # type: ignore[method-assign]
+    return parser
+
+
+def _unknown_flag(text: str, parser: argparse.ArgumentParser, family: str) -> str:
+    flag = text.split("=")[0]
+    if not flag.startswith("--"):
+        return f"unexpected argument {text!r}; every value follows its flag, and --help lists them"
+    name = flag.removeprefix("--")
+    for other in FAMILIES:
+        if name in {field.name for field in dataclasses.fields(FAMILIES[other].Config)}:
+            return f"flag {flag} belongs to --adapter {other}, not to --adapter {family}"
+    known = {option for action in parser._actions for option in action.option_strings}
+    return f"unknown flag {flag}{_suggest(flag, known)}; --help lists all"
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,113 @@
+"""What a run shows: log lines, and a bar with loss, learning rate and time left, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+CONSOLE = Console(soft_wrap=True, highlight=False)
+LINES = 10
+"""Lines that stand for the bar where there is no terminal."""
+R = TypeVar("R")
+
+
+class _Lines(logging.Handler):
+    """Log lines through the console that also draws the bar, so that they do not run into each other."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        CONSOLE.print(self.format(record), markup=False)
+
+
+def show_log() -> None:
+    """Print what the logger `train` says, once however often this is called, and quiet what others say of loading."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    logger = logging.getLogger("train")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Lines()]
+    logger.propagate = False
+
+
+def follow(records: Generator[dict[str, float], None, R], total: int) -> R:
+    """Run a training generator to its end while showing it; returns what the generator returns."""
+    columns: list[Any] = [TextColumn("Steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
+    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
+    task = bar.add_task("", total=total, said="")
+    smooth, started = None, time.monotonic()
+    try:
+        while True:
+            record = next(records)
+            smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
+            said, step = f"loss {smooth:.4f}  lr {record['lr']:.2e}", int(record["step"])
+            if step == 1:
+                started = time.monotonic()
+                bar.start()
+            bar.update(task, completed=step, said=said)
+            if not CONSOLE.is_terminal and (step == total or step % max(1, total // LINES) == 0):
+                left = (time.monotonic() - started) / max(step - 1, 1) * (total - step)
+                CONSOLE.print(f"step {step}/{total}  {said}  {left:.0f} s left")
+            if step == total:
+                bar.stop()
+    except StopIteration as end:
+        return end.value
+    finally:
+        bar.stop()
+        records.close()
+
+
+class Interrupt:
+    """Ctrl-C or SIGTERM, once: `interrupt()` is true, the loop finishes its step and saves. Twice: as usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.signal(kind, self._note) for kind in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _note(self, *_: object) -> None:
+        self.asked = True
+        self._restore()
+        CONSOLE.print("Stopping after this step; what is trained so far will be saved. Press Ctrl-C again to stop now.")
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+
+def explain(error: Exception) -> str | None:
+    """One line for a mistake of the user or of the machine; None for what can only be a bug and needs its traceback."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    place = Path(trace.tb_frame.f_code.co_filename).parts if trace else ()
+    ours = bool({"train", "diffusion_adapters"} & set(place)) and "site-packages" not in place
+    if isinstance(error, OSError):
+        remedy = "; free some space and try again" if error.errno == errno.ENOSPC else ""
+        return f"error: {error}{remedy}"
+    if type(error).__name__ == "OutOfMemoryError":
+        remedy = "lower --train_batch_size or --resolution, or use --gradient_checkpointing, --mixed_precision bf16"
+        return f"error: out of memory: {str(error).splitlines()[0]}; {remedy}"
+    return f"error: {error}" if ours and isinstance(error, (ValueError, TypeError, RuntimeError)) else None

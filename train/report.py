@@ -1,0 +1,87 @@
+"""Pictures of a run: the grid of before and after, and the plot of its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN, GAP, LINE = 16, 6, 24
+INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+
+
+Row = tuple[str, Sequence[Image.Image], Sequence[Image.Image]]
+
+
+def grid(training: Sequence[Image.Image], rows: Sequence[Row], title: str) -> Image.Image:
+    """Training pictures on top; below, per prompt, the base's pictures on the left and the adapter's on the right."""
+    side = rows[0][1][0].width if rows else training[0].width
+    cell = side * max(1, 192 // side) if side <= 192 else 256
+    seeds = max((len(before) for _, before, _ in rows), default=0)
+    half = seeds * (cell + GAP) - GAP
+    top = list(training[: max(5, (2 * half + 3 * GAP) // (cell + GAP))])
+    width = 2 * MARGIN + max(2 * half + 4 * GAP, len(top) * (cell + GAP) - GAP, 24 * LINE)
+    height = 2 * MARGIN + 2 * LINE + cell + len(rows) * (LINE + cell + GAP) + (2 * LINE if rows else 0)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+
+    def put(images: Sequence[Image.Image], x: int, y: int) -> None:
+        for i, image in enumerate(images):
+            sheet.paste(_fit(image, cell), (x + i * (cell + GAP), y))
+
+    pen.text((MARGIN, MARGIN), title, INK, _font(18))
+    y = MARGIN + LINE
+    pen.text((MARGIN, y + 4), "trained on", FAINT, _font(14))
+    put(top, MARGIN, y + LINE)
+    y += LINE + cell + LINE
+    right = MARGIN + half + 4 * GAP
+    if rows:
+        pen.text((MARGIN, y), "before: the base", FAINT, _font(14))
+        pen.text((right, y), "after: with the adapter, same seeds", FAINT, _font(14))
+        y += LINE - 4
+    for prompt, before, after in rows:
+        pen.text((MARGIN, y), _shortened(prompt, width - 2 * MARGIN), INK, _font(16))
+        put(before, MARGIN, y + LINE)
+        put(after, right, y + LINE)
+        y += LINE + cell + GAP
+    return sheet
+
+
+def _fit(image: Image.Image, cell: int) -> Image.Image:
+    how = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize((cell, cell), how)
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def _shortened(text: str, width: int) -> str:
+    while text and _font(16).getlength(text) > width:
+        text = text[:-4] + "…" if len(text) > 4 else ""
+    return text
+
+
+def loss_plot(records: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Loss per step, its running mean, and the learning rate, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
+    window = max(1, len(losses) // 20)
+    mean = [sum(losses[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(losses))]
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(steps, losses, ".", color="0.75", markersize=3, label="loss of a step")
+    axes.plot(steps, mean, color="tab:blue", label=f"mean of {window} steps")
+    axes.set(xlabel="optimizer step", ylabel="loss", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    rates = axes.twinx()
+    rates.plot(steps, [r["lr"] for r in records], color="tab:orange", linewidth=1, label="learning rate (right)")
+    rates.set(ylim=(0, None))
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    handles = [handle for ax in (axes, rates) for handle in ax.get_lines()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
+    figure.savefig(path, format="png", dpi=110)

@@ -1,0 +1,142 @@
+"""What a run leaves in its output folder, in the order of its worth: adapter, configuration, plot, pictures, card."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from diffusion_adapters import save_adapter, set_adapters
+from diffusion_adapters.adapter import AdapterConfig
+from diffusion_adapters.options import Options, option
+from train import card, output, report
+from train.bases import Base, sample
+from train.data import Folder
+from train.flags import to_toml
+
+LOG = logging.getLogger("train")
+ELSEWHERE = ("under water", "in a desert", "in a studio")
+"""Where the subject is put to see whether the adapter knows it apart from its pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultOptions(Options):
+    title: ClassVar[str] = "results"
+    output_dir: Path | None = option(  # noqa: RUF009
+        None, "folder for the results (default: dreambooth-ADAPTER)"
+    )
+    validation_prompt: tuple[str, ...] | None = option(
+        None, "prompts of the pictures made at the end (default: the instance prompt, as it is and in three places)"
+    )
+    num_validation_images: int = option(2, "pictures of each validation prompt, at fixed seeds; 0 makes none", ge=0)
+    num_inference_steps: int = option(25, "denoising steps of those pictures", ge=1)
+    guidance_scale: float = option(7.5, "how strongly those pictures follow their prompt", ge=0)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A training run that is over."""
+
+    base: Base
+    source: str
+    config: Any
+    adapter: AdapterConfig
+    name: str
+    folder: Folder
+    records: Sequence[Mapping[str, float]]
+    trained: int
+
+    @property
+    def loss(self) -> float:
+        """Mean of the last twentieth of the steps, at least one."""
+        tail = self.records[-max(1, len(self.records) // 20) :]
+        return sum(record["loss"] for record in tail) / len(tail)
+
+
+def validation_prompts(config: Any) -> list[str]:
+    """The prompts of the pictures made at the end."""
+    if config.validation_prompt is not None:
+        return list(config.validation_prompt)
+    return [config.instance_prompt, *(f"{config.instance_prompt} {place}" for place in ELSEWHERE)]
+
+
+def write(run: Finished) -> Path:
+    """Write everything; returns the adapter's file. Raises OSError, each file being whole or absent."""
+    config, folder = run.config, run.config.output_dir
+    facts = {name: getattr(config, name) for name in ("learning_rate", "train_batch_size", "resolution", "seed")}
+    facts |= {"steps": len(run.records), "pictures": len(run.folder.examples), "loss": round(run.loss, 6)}
+    file = folder / "adapter.safetensors"
+    save_adapter(run.base.pipeline, run.name, file, trigger=config.instance_prompt, training=facts)
+    output.write(folder / "config.toml", lambda path: path.write_text(to_toml(config, run.adapter), "utf-8"))
+    output.write(folder / "loss.png", lambda path: report.loss_plot(run.records, path))
+    prompts = validation_prompts(config) if config.num_validation_images else []
+    if prompts:
+        LOG.info(f"Making {2 * len(prompts) * config.num_validation_images} pictures, without and with the adapter")
+    before, after = pictures(run, prompts)
+    for i, images in enumerate(after):
+        output.write(folder / f"image_{i}.png", lambda path, image=images[0]: image.save(path, "PNG"))
+    shown = [example.images[0] for example in run.folder.examples]
+    title = f"{config.adapter}, {len(run.records)} steps: {config.instance_prompt}"
+    sheet = report.grid(shown, list(zip(prompts, before, after, strict=True)), title)
+    output.write(folder / "grid.png", lambda path: sheet.save(path, "PNG"))
+    output.write(folder / "README.md", lambda path: path.write_text(_card(run, prompts), "utf-8"))
+    return file
+
+
+def pictures(run: Finished, prompts: Sequence[str]) -> tuple[list[list[Image.Image]], list[list[Image.Image]]]:
+    """For each prompt the base's pictures and, from the same seeds, those with the adapter."""
+    config, count = run.config, run.config.num_validation_images
+    rows = [prompt for prompt in prompts for _ in range(count)]
+    seeds = [config.seed + i for _ in prompts for i in range(count)]
+    made = []
+    for names in ([], [run.name]):
+        set_adapters(run.base.denoiser, names)
+        settings = {"steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
+        images = sample(run.base, rows, seeds, side=config.resolution, **settings) if rows else []
+        made.append([images[i * count : (i + 1) * count] for i in range(len(prompts))])
+    return made[0], made[1]
+
+
+def _settings(run: Finished, file: str) -> dict[str, Any]:
+    config = run.config
+    prompt = validation_prompts(config)[-1] if config.validation_prompt is None else config.instance_prompt
+    steps, guidance = config.num_inference_steps, config.guidance_scale
+    return {"base": run.source, "file": file, "prompt": prompt, "steps": steps, "guidance": guidance}
+
+
+def _card(run: Finished, prompts: Sequence[str]) -> str:
+    config = run.config
+    folder = config.output_dir
+    settings = _settings(run, str(("" if folder.is_absolute() else folder) / Path("adapter.safetensors")))
+    facts = {
+        "title": f"{run.name}: {config.instance_prompt}",
+        "family": config.adapter,
+        "base": config.pretrained_model_name_or_path,
+        "prompt": config.instance_prompt,
+        "count": len(run.folder.examples),
+        "steps": len(run.records),
+        "trained": run.trained,
+        "rate": config.learning_rate,
+        "seed": config.seed,
+        "loss": run.loss,
+        "usage": card.usage(**settings),
+        "command": card.command(**settings),
+    }
+    return card.model_card(facts, prompts)
+
+
+def next_steps(run: Finished) -> str:
+    """What to type next."""
+    folder = run.config.output_dir
+    settings = _settings(run, str(folder / "adapter.safetensors"))
+    size = os.stat(settings["file"]).st_size / 1024  # noqa: PTH116
+    code = "".join(f"    {line}\n" for line in card.usage(**settings).splitlines() if line)
+    return (
+        f"\nSaved {settings['file']} ({size:.0f} KiB). See {folder / 'grid.png'} for before and after.\n\n"
+        f"Use it in Python:\n{code}\nFrom the shell:\n    {card.command(**settings)}\n\nIn the app:\n    python -m ui\n"
+    )

@@ -1,7 +1,7 @@
 """Adapters that live in the attention processors of diffusers: train, load, blend, fuse and export them."""
 
-from .adapter import FAMILIES, Adapter, AdapterConfig
-from .adapter_set import AdapterInfo, AdapterSet
+from .adapter import FAMILIES, Adapter, AdapterConfig, AdapterInfo
+from .adapter_set import AdapterSet
 from .attach import (
     add_adapter,
     coverage,

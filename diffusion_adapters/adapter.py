@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -92,6 +92,18 @@ class Adapter(nn.Module):
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterInfo:
+    """What is known of an adapter besides its numbers; all of it stands in the header of its file."""
+
+    family: str
+    config: AdapterConfig
+    target_modules: tuple[str, ...] | None = None
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trigger: str | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 FAMILIES: Registry[type[Adapter]] = Registry("adapter family", "diffusion_adapters.families")

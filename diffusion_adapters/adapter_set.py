@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import FAMILIES, Adapter, AdapterConfig, meta_like
+from .adapter import FAMILIES, Adapter, AdapterConfig, AdapterInfo
+from .linalg import dense_weight
 from .plan import Plan
 from .processor import is_wrapped, set_processor, unwrap, wrap
 from .registry import nearest
 from .site import Projection, Site, find_sites
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterInfo:
-    """What is known of an adapter besides its numbers; all of it stands in the header of its file."""
-
-    family: str
-    config: AdapterConfig
-    target_modules: tuple[str, ...] | None = None
-    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    trigger: str | None = None
-    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class _Heal:
-    """Pre-hook of a denoiser: wraps what diffusers put in place of our processors since the last forward."""
+class _Before:
+    """Hook before a forward of the denoiser: wraps what diffusers put in place of our processors since the last one."""
 
     def __init__(self, adapter_set: AdapterSet) -> None:
         self.adapter_set = adapter_set
@@ -37,6 +25,14 @@ class _Heal:
     def __call__(self, module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling():
             self.adapter_set.heal()
+
+
+class _After(_Before):
+    """Hook after the first forward of a training: refuses adapters that no processor has run."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not self.adapter_set.checked:
+            self.adapter_set.check_coverage()
 
 
 class AdapterSet(nn.Module):
@@ -51,6 +47,7 @@ class AdapterSet(nn.Module):
         self.infos: dict[str, AdapterInfo] = {}
         self.weights: dict[str, float] = {}
         self.enabled = True
+        self.checked = False
         self.fused: dict[str, Tensor] = {}  # path -> the weight as it was before fusing
         self.sites = {path: Site(path, attention) for path, attention in find_sites(denoiser)}
         if not self.sites:
@@ -86,7 +83,7 @@ class AdapterSet(nn.Module):
             except (ValueError, RuntimeError) as error:
                 raise type(error)(f"{path}, weight {shape}: {error}") from error
             device = next(base.parameters(), torch.empty(0)).device
-            built[path] = adapter if device.type == "meta" else adapter.to(device)
+            built[path] = adapter if device.type in ("cpu", "meta") else adapter.to(device)
         return built
 
     def insert(self, name: str, adapters: Mapping[str, Adapter], info: AdapterInfo, weight: float = 1.0) -> None:
@@ -159,6 +156,22 @@ class AdapterSet(nn.Module):
             path: projection.called for path, projection in self.projections().items() if projection.plan is not None
         }
 
+    def check_coverage(self) -> None:
+        """Raise RuntimeError if a trained adapter sits on a projection that its attention evaluates by itself.
+
+        An attention that did not run at all is no error: a model may have parts that an input does not need.
+        """
+        self.checked = True
+        for path, site in self.sites.items():
+            planned = {name: p.called for name, p in site.projections.items() if p.plan is not None and p.plan.trains}
+            missed = [name for name, called in planned.items() if not called]
+            if missed and len(missed) < len(planned):
+                used = " ".join(name for name in planned if planned[name])
+                raise RuntimeError(
+                    f"{path}: the model evaluates {', '.join(missed)} outside its attention processor, where an "
+                    f"adapter has no effect; leave it out by target_modules {used}"
+                )
+
     def plan(self) -> None:
         """Give each projection its plan, and wrap or unwrap the processors accordingly."""
         active = {
@@ -171,16 +184,22 @@ class AdapterSet(nn.Module):
         for path, projection in self.projections().items():
             projection.plan = Plan(by_path[path]) if path in by_path else None
             projection.called = False
-        hooks = self.denoiser._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, _Heal)]:
-            del hooks[key]
-        if self.infos:
-            self.denoiser.register_forward_pre_hook(_Heal(self), prepend=True)
+        self._hook()
         for site in self.sites.values():
             idle = all(projection.plan is None for projection in site.projections.values())
             if idle and is_wrapped(site.attention.processor):
                 set_processor(site.attention, unwrap(site.attention.processor))
         self.heal()
+
+    def _hook(self) -> None:
+        """Register our hooks on the denoiser once, or take them away with the last adapter."""
+        for hooks in (self.denoiser._forward_pre_hooks, self.denoiser._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Before)]:
+                del hooks[key]
+        if self.infos:
+            self.denoiser.register_forward_pre_hook(_Before(self), prepend=True)
+            self.denoiser.register_forward_hook(_After(self))
+        self.checked = False
 
     def _refuse_while_fused(self, action: str) -> None:
         if self.fused:
@@ -192,17 +211,4 @@ class AdapterSet(nn.Module):
 def find_adapter_set(denoiser: nn.Module) -> AdapterSet | None:
     """The AdapterSet of a denoiser; a copy of a denoiser has a copy of its own."""
     hooks = denoiser._forward_pre_hooks.values()
-    return next((hook.adapter_set for hook in hooks if isinstance(hook, _Heal)), None)
-
-
-def dense_weight(linear: Any) -> Tensor:
-    """The frozen W (out, in) of a projection in fp32. Raises RuntimeError where it cannot be read."""
-    base = linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear
-    weight = base.weight.detach()
-    if weight.is_meta and hasattr(base, "_hf_hook"):
-        raise RuntimeError("the weight is offloaded; add, load, fuse or export adapters before enabling offloading")
-    if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
-        raise RuntimeError(f"the weight of a {type(base).__name__} is packed as {tuple(weight.shape)} {weight.dtype}")
-    if hasattr(weight, "dequantize") and type(weight) is not Tensor and type(weight) is not nn.Parameter:
-        weight = weight.dequantize()
-    return meta_like(weight) if weight.is_meta else weight.float()
+    return next((hook.adapter_set for hook in hooks if isinstance(hook, _Before)), None)

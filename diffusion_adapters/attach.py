@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from .adapter import FAMILIES
-from .adapter_set import AdapterInfo, AdapterSet, find_adapter_set
+from .adapter import FAMILIES, AdapterInfo
+from .adapter_set import AdapterSet, find_adapter_set
 from .fuse import fuse_set, unfuse_set
 from .registry import nearest
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .adapter_set import dense_weight
 from .attach import adapter_sets, check_names
 from .file import version, write_safetensors
-from .linalg import truncated_svd
+from .linalg import dense_weight, truncated_svd
 
 
 @dataclasses.dataclass(frozen=True)

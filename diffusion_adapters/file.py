@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .adapter import FAMILIES
-from .adapter_set import AdapterInfo, AdapterSet
+from .adapter import FAMILIES, AdapterInfo
+from .adapter_set import AdapterSet
 
 FORMAT = "diffusion-adapters"
 FORMAT_VERSION = 1
@@ -79,22 +79,20 @@ def check_safetensors(path: Path) -> None:
         raise ValueError(f"{path} is a folder; give the .safetensors file inside it")
     size = path.stat().st_size
     with path.open("rb") as stream:
-        start = stream.read(8)
-    if path.suffix.lower() in PICKLE_SUFFIXES or start[:2] in (
-        b"PK",
-        b"\x80\x02",
-        b"\x80\x03",
-        b"\x80\x04",
-        b"\x80\x05",
-    ):
-        raise ValueError(
-            f"{path}: a pickle can run code when it is read and is never loaded; ask for a .safetensors file"
-        )
-    header = int.from_bytes(start, "little")
-    if len(start) < 8 or not 2 <= header <= size - 8:
-        raise ValueError(f"{path}: not a safetensors file, or truncated ({size} bytes, header says {header})")
+        start = stream.read(9)
+    header = int.from_bytes(start[:8], "little")
+    if start[8:] != b"{" or header > size - 8:
+        if (
+            path.suffix.lower() in PICKLE_SUFFIXES
+            or start[:2] == b"PK"
+            or (start[:1] == b"\x80" and start[1:2] <= b"\5")
+        ):
+            raise ValueError(
+                f"{path}: a pickle can run code when read and is never loaded; ask for a .safetensors file"
+            )
+        raise ValueError(f"{path}: not a safetensors file, or truncated ({size} bytes, its header claims {header})")
     if header > MAX_HEADER_BYTES:
-        raise ValueError(f"{path}: header of {header} bytes exceeds the limit of {MAX_HEADER_BYTES}")
+        raise ValueError(f"{path}: a header of {header} bytes exceeds the limit of {MAX_HEADER_BYTES}")
 
 
 @dataclasses.dataclass(frozen=True)

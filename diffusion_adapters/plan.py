@@ -20,6 +20,7 @@ class Plan:
     """
 
     def __init__(self, members: list[tuple[Adapter, float]]) -> None:
+        self.adapters = [adapter for adapter, _ in members]
         weighted = [(adapter, torch.tensor(weight)) for adapter, weight in members]
         self.inputs = [(adapter, weight) for adapter, weight in weighted if adapter.transforms_input]
         self.outputs = [(adapter, weight) for adapter, weight in weighted if adapter.adds_output]
@@ -28,6 +29,11 @@ class Plan:
         self._seen: tuple[int, ...] = ()
         self._kept: tuple[Tensor, Tensor] | None = None
         self.refresh()
+
+    @property
+    def trains(self) -> bool:
+        """Whether any of its adapters is being trained."""
+        return any(value.requires_grad for adapter in self.adapters for value in adapter.parameters())
 
     def __call__(self, base: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         z = x

@@ -1,0 +1,62 @@
+"""The parts of README.md that are generated: `python -m tests.readme` writes them, a test compares them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from diffusion_adapters import FAMILIES
+from tests.denoisers import supported_denoisers_markdown
+from train.benchmark import ops
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def families_table() -> str:
+    """One row a family, out of its docstring."""
+    lines = ["| family | alias | what it is | trains per projection |", "|---|---|---|---|"]
+    for name in FAMILIES:
+        text = sys.modules[FAMILIES[name].__module__].__doc__ or ""
+        title = text.strip().splitlines()[0].rstrip(".")
+        values = re.search(r"^Trains (.+?) (?:values )?per projection", text, re.MULTILINE | re.DOTALL)
+        aliases = ", ".join(f"`{alias}`" for alias in FAMILIES.aliases(name))
+        lines.append(f"| `{name}` | {aliases} | {title} | {' '.join(values[1].split()) if values else ''} |")
+    return "\n".join(lines)
+
+
+def ops_table() -> str:
+    """Operations of an SD1.5 UNet forward, bare, with ours, with PEFT's LoRA."""
+    rows = ops()
+    bare = rows["bare"]
+    lines = ["| SD1.5 UNet forward, rank 4 | operations | ratio | matrix products | ratio |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        ratios = f"{row.total / bare.total:.2f}", f"{row.products / bare.products:.2f}"
+        lines.append(f"| {name} | {row.total} | {ratios[0]} | {row.products} | {ratios[1]} |")
+    return "\n".join(lines)
+
+
+GENERATED = {"families": families_table, "ops": ops_table, "denoisers": supported_denoisers_markdown}
+
+
+def section(text: str, name: str) -> str:
+    """What stands between the markers of a generated part."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"README.md has no markers for {name!r}")
+    return found[1].strip()
+
+
+def main() -> None:
+    """Write every generated part into README.md."""
+    text = README.read_text(encoding="utf-8")
+    for name, make in GENERATED.items():
+        section(text, name)
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, rest = text.split(start)
+        text = head + start + make() + "\n" + end + rest.split(end)[1]
+    README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

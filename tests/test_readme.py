@@ -1,0 +1,76 @@
+"""README.md is true: its code runs, its tables are what the code gives, CI runs its commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import diffusion_adapters
+from diffusion_adapters import FAMILIES
+from diffusion_adapters.__main__ import main as command_line
+from tests.readme import GENERATED, README, section
+from train.dreambooth import main as dreambooth
+
+ROOT = README.parent
+TEXT = README.read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+SHELL = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a clone in which the main job has run, for two steps."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("pipelines", "train"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert dreambooth(["--adapter", "wara", "--max_train_steps", "2"]) in (0, None)
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in GENERATED if name != "ops"])
+def test_generated_parts_are_up_to_date(name: str) -> None:
+    assert section(TEXT, name) == GENERATED[name](), "run `python -m tests.readme`"
+
+
+@pytest.mark.slow
+def test_operation_counts_are_up_to_date() -> None:
+    assert section(TEXT, "ops") == GENERATED["ops"]()
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks_run(code: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    before = dict(FAMILIES._entries)
+    try:
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    finally:
+        FAMILIES._entries = before
+
+
+def test_shell_lines_run(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    lines = [line for line in SHELL if line.startswith("python -m diffusion_adapters ")]
+    assert len(lines) == 4
+    for line in lines:
+        assert command_line(shlex.split(line)[3:]) == 0
+    assert (clone / "image.png").exists()
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    pattern = re.search(r"grep -E '(.+)' README.md", script)
+    assert pattern
+    commands = [line for line in TEXT.splitlines() if re.search(pattern[1], line)]
+    assert [line in SHELL for line in commands] == [True, True]
+    assert "accelerate launch train/dreambooth.py --adapter wara" in commands[0]
+    assert "pytest" in commands[1]
+
+
+def test_public_names_are_in_the_readme() -> None:
+    verbs = [name for name in diffusion_adapters.__all__ if name[0].islower()]
+    assert [name for name in verbs if name not in TEXT] == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def _part_phrase(attributes: Attributes, rng: np.random.Generator) -> str:
 
 
 def caption(attributes: Attributes, rng: np.random.Generator) -> str:
-    """A training caption: attributes dropped at random, parts of creatures named now and then, 8 % with a rare token."""
+    """A training caption: attributes dropped at random, some parts of creatures named, 8 % with a rare token."""
     creature = attributes.kind == "creature"
     drop = rng.random(5)
     token = _pick(rng, RARE_TOKENS) if rng.random() < RARE_SHARE else ""
@@ -154,12 +154,64 @@ def words() -> tuple[str, ...]:
     known: list[str] = [*KINDS, *COLOURS, *PATTERNS, *STYLES, *BODIES, *EARS, *EYES, *MOUTHS, *TAILS, *RARE_TOKENS]
     known += [word for held_out in HELD_OUT.values() for word in held_out]
     known += [word for phrase in BACKGROUNDS.values() for word in phrase.split()]
-    known += "a an and of with the in on at under eye eyes ear ears tail mouth horns big small picture image style".split()
-    known += "left right top next to black grey brown gold silver robot dog cat toy person object background".split()
-    known += "forest space mountain river rainy sunny jungle box robot boat flower painting sketch neon print".split()
+    known += [
+        "a",
+        "an",
+        "and",
+        "of",
+        "with",
+        "the",
+        "in",
+        "on",
+        "at",
+        "under",
+        "eye",
+        "eyes",
+        "ear",
+        "ears",
+        "tail",
+        "mouth",
+        "horns",
+        "big",
+        "small",
+        "picture",
+        "image",
+        "style",
+    ]
+    known += [
+        "left",
+        "right",
+        "top",
+        "next",
+        "to",
+        "black",
+        "grey",
+        "brown",
+        "gold",
+        "silver",
+        "robot",
+        "dog",
+        "cat",
+        "toy",
+        "person",
+        "object",
+        "background",
+    ]
+    known += [
+        "forest",
+        "space",
+        "mountain",
+        "river",
+        "rainy",
+        "sunny",
+        "jungle",
+        "box",
+        "robot",
+        "boat",
+        "flower",
+        "painting",
+        "sketch",
+        "neon",
+        "print",
+    ]
     return tuple(dict.fromkeys(word for word in known if word != "none"))
-
-
-def attribute_names() -> tuple[str, ...]:
-    """Names of the fields of `Attributes`."""
-    return tuple(field.name for field in fields(Attributes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,4 +67,4 @@ def write_pool(path: Path, shard: Shard, tokenizer) -> None:
     tokens = np.asarray(ids, np.int16).reshape(len(shard.captions), CAPTIONS_PER_IMAGE, MAX_LENGTH)
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, images=shard.images, labels=shard.labels, tokens=tokens)
-    os.replace(partial, path)
+    partial.replace(path)

@@ -73,7 +73,8 @@ def background(name: str, side: int, rng: np.random.Generator) -> Image.Image:
         image, draw = sky((250, 190, 120), (252, 225, 170))
         ground((205, 140, 75))
         x = rng.uniform(0.1, 0.3) * side
-        draw.polygon([(x - 0.3 * side, line + 1), (x, line - 0.2 * side), (x + 0.3 * side, line + 1)], fill=(180, 115, 65))
+        hill = [(x - 0.3 * side, line + 1), (x, line - 0.2 * side), (x + 0.3 * side, line + 1)]
+        draw.polygon(hill, fill=(180, 115, 65))
     else:
         image, draw = sky((200, 200, 202), (170, 170, 174))
     return image
@@ -154,7 +155,7 @@ def render(a: Attributes, rng: np.random.Generator, size: int = 48) -> Image.Ima
     if a.style == "drawing":  # thick ink on paler paper
         image = Image.fromarray((0.68 * np.asarray(image) + 82).astype(np.uint8))
     elif a.style == "sketch":
-        image = Image.fromarray((215 + 0.15 * np.asarray(image.convert("L").convert("RGB"))).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((215 + 0.15 * np.asarray(image.convert("L").convert("RGB"))).astype(np.uint8))
     elif a.style == "neon":
         image = Image.fromarray((0.2 * np.asarray(image)).astype(np.uint8))
     radius = float(rng.uniform(0.31, 0.38)) * side

@@ -45,7 +45,7 @@ def build_unet(channels: tuple[int, ...] = (64, 128), size: int = 12) -> UNet2DC
         down_block_types=("CrossAttnDownBlock2D",) * len(channels),
         up_block_types=("CrossAttnUpBlock2D",) * len(channels),
         cross_attention_dim=HIDDEN,
-        attention_head_dim=4,
+        attention_head_dim=tuple(width // 32 for width in channels),
         norm_num_groups=16,
         use_linear_projection=True,
     )
@@ -60,6 +60,7 @@ def build_scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,
     )
 
 

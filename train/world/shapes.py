@@ -73,7 +73,9 @@ def _ears(pen: Pen, ears: str, top: float, half: float) -> None:
             pen.block((x - 0.06, top - 0.4, x + 0.06, top + 0.3), DARK)
             pen.oval((x - 0.17, top - 0.6, x + 0.17, top - 0.26), (250, 220, 40))
         elif ears == "finned":
-            pen.shape([(side * half * 0.7, top + 0.5), (side * (half + 0.5), top - 0.1), (side * half * 0.9, top + 1.1)])
+            pen.shape(
+                [(side * half * 0.7, top + 0.5), (side * (half + 0.5), top - 0.1), (side * half * 0.9, top + 1.1)]
+            )
 
 
 def creature(pen: Pen, a: Attributes) -> tuple[float, float]:

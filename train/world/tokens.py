@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -20,11 +21,11 @@ def _alphabet() -> list[str]:
 
 
 def merges_for(words: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Plain BPE on a word list until each word is one symbol; ties break alphabetically, so the result is a function."""
+    """Plain BPE on a word list until each word is one symbol; ties break alphabetically."""
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges: list[tuple[str, str]] = []
     while True:
-        counts = Counter(pair for symbols in pieces.values() for pair in zip(symbols, symbols[1:], strict=False))
+        counts = Counter(pair for symbols in pieces.values() for pair in pairwise(symbols))
         if not counts:
             return merges
         best = min(counts, key=lambda pair: (-counts[pair], pair))

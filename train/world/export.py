@@ -1,0 +1,131 @@
+"""Writing the pipeline folder: fp16 weights, tokenizer, model card with checksums, plots of the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import matplotlib
+from diffusers import StableDiffusionPipeline
+
+from train.world.captions import BACKGROUNDS, COLOURS, EARS, EYES, KINDS, PATTERNS, RARE_TOKENS, STYLES
+from train.world.gate import table
+from train.world.tokens import save_tokenizer
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """sha256 of each weight file, by its path inside the folder."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Save the pipeline in fp16; afterwards the modules are fp32 again, holding what was saved."""
+    modules = [getattr(pipeline, name) for name in ("vae", "text_encoder", "unet")]
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.half()
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    save_tokenizer(pipeline.tokenizer, folder / "tokenizer")
+    config = folder / "text_encoder" / "config.json"  # transformers loads in the type named here
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.float()
+
+
+def read_log(path: Path) -> list[dict]:
+    """Rows of a log.jsonl; a last line cut by an interruption is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def plot_run(rows: list[dict], path: Path) -> None:
+    """Loss curves of the decoder and of the UNet, side by side."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
+    for axis, stage, title in zip(
+        axes, ("vae", "unet"), ("VAE decoder", "UNet and text encoder (v loss)"), strict=True
+    ):
+        chosen = {row["step"]: row["loss"] for row in rows if row["stage"] == stage}
+        axis.plot(list(chosen), list(chosen.values()), linewidth=1)
+        axis.set(title=title, xlabel="optimizer step", yscale="log")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+def stage_times(rows: list[dict]) -> str:
+    """A Markdown table of stages: last step, last loss, CPU minutes (restarts added up)."""
+    lines = ["| stage | steps | last loss | CPU minutes |", "|---|---|---|---|"]
+    for stage in ("data", "vae", "unet"):
+        chosen = [row for row in rows if row["stage"] == stage]
+        spent = last = 0.0
+        for row in chosen:  # the clock of a process restarts at zero
+            spent += row["cpu_seconds"] - last if row["cpu_seconds"] >= last else row["cpu_seconds"]
+            last = row["cpu_seconds"]
+        if chosen:
+            end = chosen[-1]
+            steps, loss = end.get("step", ""), f"{end['loss']:.4f}" if "loss" in end else ""
+            lines.append(f"| {stage} | {steps} | {loss} | {spent / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def model_card(folder: Path, scores: dict, rows: list[dict], samples: int, parameters: dict[str, int]) -> str:
+    """The README of the pipeline folder; `card.md` in train/world holds its fixed text."""
+    template = (Path(__file__).parent / "card.md").read_text()
+    sums = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in checksums(folder).items())
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2**20
+    values = {
+        "kinds": ", ".join(KINDS),
+        "colours": ", ".join(COLOURS),
+        "patterns": ", ".join(PATTERNS),
+        "styles": ", ".join(STYLES),
+        "backgrounds": ", ".join(f"*{phrase}*" for phrase in BACKGROUNDS.values()),
+        "ears": ", ".join(EARS[1:]),
+        "eyes": ", ".join(EYES),
+        "rare": ", ".join(RARE_TOKENS),
+        "gate": table(scores),
+        "steps": scores["steps"],
+        "guidance": scores["guidance_scale"],
+        "prompts": scores["prompts"],
+        "seconds": f"{scores['cpu_seconds_per_image']:.2f}",
+        "psnr": f"{scores['vae_psnr_db']:.1f}",
+        "plain": ", ".join(f"{name} {value:.2f}" for name, value in scores["pocket_plain_photo"].items()),
+        "passes": "passed" if scores["passes"] else "not yet passed",
+        "samples": f"{samples:,}",
+        "stages": stage_times(rows),
+        "sums": sums,
+        "size": f"{size:.1f}",
+        "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items()),
+    }
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", str(value))
+    return template
+
+
+def export_pipeline(pipeline: StableDiffusionPipeline, work: Path, folder: Path, samples: int) -> None:
+    """Write weights, plots and model card; the gate must have been measured (gate.json in the work folder)."""
+    gate = work / "gate.json"
+    if not gate.exists():
+        raise FileNotFoundError(f"{gate} is missing: run the gate stage before export")
+    parameters = {
+        name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("unet", "vae", "text_encoder")
+    }
+    write_weights(pipeline, folder)
+    rows = read_log(work / "log.jsonl")
+    plot_run(rows, folder / "training.png")
+    for name in ("gate.png", "gate.json"):
+        shutil.copyfile(work / name, folder / name)
+    card = model_card(folder, json.loads(gate.read_text()), rows, samples, parameters)
+    (folder / "README.md").write_text(card)

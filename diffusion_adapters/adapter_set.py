@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import FAMILIES, Adapter, AdapterConfig, AdapterInfo
-from .linalg import dense_weight
+from .adapter import Adapter, AdapterInfo
 from .plan import Plan
 from .processor import is_wrapped, set_processor, unwrap, wrap
 from .registry import nearest
@@ -53,38 +52,14 @@ class AdapterSet(nn.Module):
         if not self.sites:
             raise ValueError(f"{type(denoiser).__name__} has no attention processors to put adapters in")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for site in self.sites.values():
+            site.make_view()
+
     def projections(self) -> dict[str, Projection]:
         """Every projection that can carry an adapter, by its path in the denoiser."""
         return {f"{site.path}.{name}": p for site in self.sites.values() for name, p in site.projections.items()}
-
-    def build(
-        self,
-        family: str,
-        config: AdapterConfig,
-        paths: Iterable[str],
-        tensors: Mapping[str, dict[str, Tensor]] | None = None,
-    ) -> dict[str, Adapter]:
-        """New adapters by path, on the devices of their projections, from `tensors` by path or freshly initialized.
-
-        Nothing is attached. Raises what the family raises, with the place in front.
-        """
-        kind = FAMILIES[family]
-        projections = self.projections()
-        built = {}
-        for path in paths:
-            base = projections[path].base
-            shape = (base.out_features, base.in_features)
-            try:
-                weight = dense_weight(base) if kind.reads_weight else torch.empty(shape, device="meta")
-                with torch.inference_mode(False):
-                    adapter = (
-                        kind(weight, config) if tensors is None else kind.from_tensors(weight, config, tensors[path])
-                    )
-            except (ValueError, RuntimeError) as error:
-                raise type(error)(f"{path}, weight {shape}: {error}") from error
-            device = next(base.parameters(), torch.empty(0)).device
-            built[path] = adapter if device.type in ("cpu", "meta") else adapter.to(device)
-        return built
 
     def insert(self, name: str, adapters: Mapping[str, Adapter], info: AdapterInfo, weight: float = 1.0) -> None:
         """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
@@ -182,7 +157,9 @@ class AdapterSet(nn.Module):
             for path, adapter in self.of(name).items():
                 by_path.setdefault(path, []).append((adapter, weight))
         for path, projection in self.projections().items():
-            projection.plan = Plan(by_path[path]) if path in by_path else None
+            members = by_path.get(path)
+            if members is None or projection.plan is None or not projection.plan.reweigh(members):
+                projection.plan = Plan(members) if members else None
             projection.called = False
         self._hook()
         for site in self.sites.values():

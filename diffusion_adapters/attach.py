@@ -10,6 +10,7 @@ from torch import nn
 
 from .adapter import FAMILIES, AdapterInfo
 from .adapter_set import AdapterSet, find_adapter_set
+from .build import build_adapters
 from .fuse import fuse_set, unfuse_set
 from .registry import nearest
 
@@ -70,10 +71,11 @@ def add_adapter(
     config = FAMILIES[family].Config.from_mapping(options)
     adapter_set = find_adapter_set(module) or AdapterSet(module)
     adapter_set.check_free(name)
-    paths = match_targets(list(adapter_set.projections()), target_modules)
+    projections = adapter_set.projections()
+    paths = match_targets(list(projections), target_modules)
     targets = tuple(target_modules) if target_modules is not None else None
     info = AdapterInfo(family=family, config=config, target_modules=targets)
-    adapter_set.insert(name, adapter_set.build(family, config, paths), info)
+    adapter_set.insert(name, build_adapters(projections, family, config, paths), info)
     return adapter_set
 
 

@@ -21,7 +21,8 @@ class Plan:
 
     def __init__(self, members: list[tuple[Adapter, float]]) -> None:
         self.adapters = [adapter for adapter, _ in members]
-        weighted = [(adapter, torch.tensor(weight)) for adapter, weight in members]
+        self.weights = [torch.tensor(weight) for _, weight in members]
+        weighted = list(zip(self.adapters, self.weights, strict=True))
         self.inputs = [(adapter, weight) for adapter, weight in weighted if adapter.transforms_input]
         self.outputs = [(adapter, weight) for adapter, weight in weighted if adapter.adds_output]
         self.low_rank = [(adapter, weight) for adapter, weight in weighted if has_factors(adapter)]
@@ -29,6 +30,15 @@ class Plan:
         self._seen: tuple[int, ...] = ()
         self._kept: tuple[Tensor, Tensor] | None = None
         self.refresh()
+
+    def reweigh(self, members: list[tuple[Adapter, float]]) -> bool:
+        """Take other weights of the same adapters, in place: nothing is recompiled. False for other adapters."""
+        if [adapter for adapter, _ in members] != self.adapters:
+            return False
+        for own, (_, weight) in zip(self.weights, members, strict=True):
+            own.fill_(weight)
+        self.refresh()
+        return True
 
     @property
     def trains(self) -> bool:

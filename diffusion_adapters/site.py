@@ -98,12 +98,22 @@ class Site:
     def __init__(self, path: str, attention: nn.Module) -> None:
         self.path = path
         self.attention = attention
-        self._view: nn.Module | None = None
         self.projections: dict[str, Projection] = {}
         for name in projection_names(attention):
             parent, _, index = name.partition(".")
             owner: Any = attention.get_submodule(parent) if index else attention
             self.projections[name] = Projection(owner._modules, index or parent)
+        self.make_view()
+
+    def make_view(self) -> None:
+        """Make the view; torch.compile cannot, so it is there before the first forward."""
+        tops = dict.fromkeys(name.partition(".")[0] for name in self.projections)
+        fused = [name for name, parts in FUSED_PROJECTIONS.items() if set(parts) <= set(self.projections)]
+        kind: Any = type(self.attention)
+        view = object.__new__(_view_class(kind, (*tops, *fused)))
+        object.__setattr__(view, "__dict__", self.attention.__dict__)
+        object.__setattr__(view, "_site", self)
+        self._view = view
 
     def resolve(self, attribute: str) -> Any:
         """What the view shows as `attribute`: one projection, or a list of the parts of a `ModuleList`."""
@@ -121,18 +131,10 @@ class Site:
                 f"the adapted processor of {self.path} was called for another attention module; "
                 "call set_adapters() again after replacing processors"
             )
-        if self._view is None:
-            tops = dict.fromkeys(name.partition(".")[0] for name in self.projections)
-            fused = [name for name, parts in FUSED_PROJECTIONS.items() if set(parts) <= set(self.projections)]
-            kind: Any = type(attention)
-            view = object.__new__(_view_class(kind, (*tops, *fused)))
-            object.__setattr__(view, "__dict__", attention.__dict__)
-            object.__setattr__(view, "_site", self)
-            self._view = view
         return self._view
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_view": None}  # a copied view would share the `__dict__` of the original
+        return {name: value for name, value in self.__dict__.items() if name != "_view"}  # it shares a `__dict__`
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from .adapter_set import AdapterSet, find_adapter_set
 from .attach import adapter_sets, check_names, find_denoisers, match_targets
+from .build import build_adapters
 from .file import AdapterFile, describe_base, read_adapter, save_sets
 
 
@@ -60,9 +61,11 @@ def load_adapter(
         adapter_set.check_free(name)
         _check_places(file, component, adapter_set)
         try:
-            ready.append((adapter_set, adapter_set.build(file.info.family, file.info.config, tensors, tensors)))
+            projections = adapter_set.projections()
+            built = build_adapters(projections, file.info.family, file.info.config, tensors, tensors)
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"{path}: {error}") from error
+        ready.append((adapter_set, built))
     for adapter_set, adapters in ready:
         for adapter in adapters.values():
             adapter.requires_grad_(trainable)

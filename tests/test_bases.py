@@ -10,10 +10,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
+from tests.tiny import save_pipeline
 from train.bases import BaseOptions, draw, inspect_base, load_base
 from train.losses import denoising
-
-from tests.tiny import save_pipeline
 
 CPU = torch.device("cpu")
 
@@ -110,7 +109,9 @@ def test_the_base_is_frozen_and_known_before_it_is_loaded(folder):
     blank = info.denoiser()
     base = load(folder)
     assert not any(p.requires_grad for p in base.denoiser.parameters())
-    assert {n: p.shape for n, p in blank.named_parameters()} == {n: p.shape for n, p in base.denoiser.named_parameters()}
+    assert {n: p.shape for n, p in blank.named_parameters()} == {
+        n: p.shape for n, p in base.denoiser.named_parameters()
+    }
     assert all(p.is_meta for p in blank.parameters())
 
 
@@ -130,4 +131,6 @@ def test_what_is_no_base_is_refused_with_the_reason(tmp_path, folder, monkeypatc
     index = tmp_path / "other" / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "MarigoldDepthPipeline"}))
     said = message(tmp_path / "other")
-    assert said.endswith("is a MarigoldDepthPipeline, which no file in train/bases/ drives; available: stablediffusionpipeline")
+    assert said.endswith(
+        "is a MarigoldDepthPipeline, which no file in train/bases/ drives; available: stablediffusionpipeline"
+    )

@@ -134,7 +134,10 @@ def messy(tmp_path):
 
 def test_the_report_names_every_file_that_is_not_used(messy):
     folder = read_folder(DataOptions(instance_data_dir=messy, instance_prompt="a photo of sks cat"), 32, 0)
-    assert [(e.name, e.prompt) for e in folder.examples] == [("good.PNG", "a photo of sks cat"), ("small.png", "a tiny cat")]
+    assert [(e.name, e.prompt) for e in folder.examples] == [
+        ("good.PNG", "a photo of sks cat"),
+        ("small.png", "a tiny cat"),
+    ]
     assert folder.refused["notes.txt"] == "not an image that Pillow can read"
     assert folder.refused["empty.png"] == "empty file"
     assert folder.refused["photo.heic"] == "not an image that Pillow can read; convert it to JPEG or PNG"

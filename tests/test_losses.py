@@ -25,7 +25,9 @@ def test_min_snr_weighs_the_x0_loss_by_snr_up_to_gamma(kind):
     """Each weight, times the loss of its own target, is min(snr, gamma) times the loss of x0."""
     snr = torch.tensor([0.01, 1.0, 5.0, 80.0])
     alpha, sigma = (snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()
-    error = {"epsilon": alpha / sigma, "v_prediction": 1 / sigma, "sample": torch.ones(4)}[kind]  # of the target, per x0
+    error = {"epsilon": alpha / sigma, "v_prediction": 1 / sigma, "sample": torch.ones(4)}[
+        kind
+    ]  # of the target, per x0
     torch.testing.assert_close(min_snr_weights(snr, 5.0, kind) * error**2, snr.clamp(max=5.0))
 
 

@@ -72,8 +72,8 @@ class Folder:
             yield f"  not used {name}: {reason}"
 
 
-def read_folder(options: DataOptions, resolution: int, seed: int) -> Folder:
-    """Check every file of the folder. Raises FileNotFoundError or ValueError if there is nothing to train on."""
+def list_folder(options: DataOptions) -> list[Path]:
+    """The files that may be pictures. Raises FileNotFoundError or ValueError if there are none."""
     path = options.instance_data_dir or SAMPLE_SUBJECT
     if not path.exists():
         raise FileNotFoundError(f"--instance_data_dir {path}: no such folder")
@@ -83,10 +83,14 @@ def read_folder(options: DataOptions, resolution: int, seed: int) -> Folder:
     if not files:
         raise ValueError(f"--instance_data_dir {path}: the folder has no files (subfolders are not searched)")
     stems = {file.stem for file in files if file.suffix.lower() != ".txt"}
-    folder = Folder(path, resolution)
+    return [file for file in files if file.suffix.lower() != ".txt" or file.stem not in stems]
+
+
+def read_folder(options: DataOptions, resolution: int, seed: int) -> Folder:
+    """Check every file of the folder. Raises ValueError if none is a picture."""
+    files = list_folder(options)
+    folder = Folder(files[0].parent, resolution)
     for file in files:
-        if file.suffix.lower() == ".txt" and file.stem in stems:
-            continue
         try:
             picture = open_rgb(file, resolution)
             settings = {"center_crop": options.center_crop, "random_flip": options.random_flip, "seed": seed}
@@ -97,7 +101,7 @@ def read_folder(options: DataOptions, resolution: int, seed: int) -> Folder:
     if not folder.examples:
         reasons = [f"{name}: {reason}" for name, reason in folder.refused.items()]
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        raise ValueError(f"--instance_data_dir {path}: no picture can be read ({'; '.join(reasons[:5])}{more})")
+        raise ValueError(f"--instance_data_dir {folder.path}: no picture can be read ({'; '.join(reasons[:5])}{more})")
     return folder
 
 

@@ -31,7 +31,7 @@ from diffusion_adapters import FAMILIES, AdapterConfig, AdapterSet, add_adapter
 from diffusion_adapters.options import Options, option
 from train import output, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
-from train.data import CachedImages, DataOptions, read_folder
+from train.data import CachedImages, DataOptions, list_folder, read_folder
 from train.engine import TrainOptions, learning_rate, make_accelerator, train
 from train.flags import parse
 from train.progress import Interrupt, explain, follow, show_log
@@ -73,6 +73,7 @@ def run(
     config: DreamBoothOptions, adapter: AdapterConfig, stop: Callable[[], bool] = lambda: False
 ) -> Generator[dict[str, float], None, results.Finished | None]:
     """Train one subject: yields the engine's records; writes the results; None is returned but on the main process."""
+    list_folder(config)  # before seconds of imports
     info = inspect_base(config)
     config = resolve(config, info)
     folder = read_folder(config, config.resolution, config.seed)

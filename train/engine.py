@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
@@ -75,6 +76,7 @@ class TrainingModule(nn.Module):
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """The accelerator of a run: device and processes as `accelerate launch` says."""
+    AcceleratorState._reset_state()  # of a run before in this process, whose precision it would keep
     steps = options.gradient_accumulation_steps
     return Accelerator(mixed_precision=options.mixed_precision, gradient_accumulation_steps=steps)
 

@@ -115,7 +115,7 @@ def _unknown_flag(text: str, parser: argparse.ArgumentParser, family: str) -> st
         if name in {field.name for field in dataclasses.fields(FAMILIES[other].Config)}:
             return f"flag {flag} belongs to --adapter {other}, not to --adapter {family}"
     known = {option for action in parser._actions for option in action.option_strings}
-    return f"unknown flag {flag}{_suggest(flag, known)}; --help lists all"
+    return f"unknown flag {flag}{_suggest(flag, known) or ';'} --help lists all"
 
 
 def _suggest(name: str, known: set[str]) -> str:

@@ -47,7 +47,7 @@ class LoLDU(Adapter):
             pivots = search_pivots(weight, config.rank)
         left, diagonal, right = ldu_atoms(weight, pivots)
         scale = torch.full_like(diagonal, config.alpha / config.rank)
-        if config.atom_norm:
+        if config.atom_norm and not weight.is_meta:
             norms = left.norm(dim=0) * right.norm(dim=1) * min(weight.shape) ** 0.5
             scale *= torch.where(norms > 0, weight.norm().to(norms) / norms, 0)
         self.d = nn.Parameter(torch.zeros(config.rank, device=weight.device))

@@ -65,7 +65,8 @@ class TransformedLoRA(Adapter):
     def low_rank(self) -> tuple[Tensor, Tensor]:
         if self.config.residual == "lora":
             return self.scaling * self.B, self.A
-        down, up = (torch.einsum("irs,jst,ktu->ijkru", *ring).flatten(0, 2) for ring in (self.ring_in, self.ring_out))
+        pairs = ((torch.einsum("irs,jst->ijrt", a, b).flatten(0, 1), c) for a, b, c in (self.ring_in, self.ring_out))
+        down, up = (torch.einsum("irs,jst->ijrt", *pair).flatten(0, 1) for pair in pairs)
         return self.scaling * up.flatten(1), down.transpose(1, 2).flatten(1).t()  # the trace swaps the bonds
 
     def input_delta(self, x: Tensor, transposed: bool = False) -> Tensor:

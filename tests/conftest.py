@@ -1,0 +1,46 @@
+"""Every test runs on one thread, without the network, and from one seed."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="0"
+)
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # several threads spin at barriers on a shared machine: slower, not faster
+pytest.register_assert_rewrite("tests.conformance")
+
+_LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "")
+
+
+def _refuse(host: Any) -> None:
+    if (host.decode() if isinstance(host, bytes) else host or "") not in _LOCAL:
+        raise OSError(f"a test asked for the network: {host!r}")
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def local_connect(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple):
+            _refuse(address[0])
+        connect(self, address)
+
+    def local_resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse(host)
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", local_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", local_resolve)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -30,10 +30,10 @@ CARD = """\
 
 ## Model description
 
-A `{family}` adapter for [{base}]({base}), trained by DreamBooth on {count} pictures in {steps} steps
+A `{family}` adapter for {base}, trained by DreamBooth on {count} pictures in {steps} steps
 ({trained:,} trained numbers, learning rate {rate:.3g}, seed {seed}, loss {loss:.4f} over the last steps). It lives in
 the attention processors of the denoiser; `adapter.safetensors` says in its header how it was made, and `config.toml`
-repeats the run: `accelerate launch train/dreambooth.py --config config.toml`.
+repeats the run: `accelerate launch train/dreambooth.py --config {config}`.
 
 ![Loss](loss.png)
 
@@ -79,7 +79,7 @@ def model_card(facts: Mapping[str, Any], prompts: Sequence[str]) -> str:
     tags = ["text-to-image", "diffusers", "diffusers-training", "diffusion-adapters", facts["family"]]
     tags += [f"{facts['family']}-diffusers", "template:sd-lora"]
     header = [
-        f"base_model: {json.dumps(facts['base'])}",
+        f"base_model: {json.dumps(facts['base_model'])}",
         "library_name: diffusers",
         f"instance_prompt: {json.dumps(facts['prompt'], ensure_ascii=False)}",
         "tags:",

@@ -22,28 +22,19 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import nn
 
 from diffusion_adapters import FAMILIES, AdapterConfig, AdapterSet, add_adapter
-from diffusion_adapters.options import Options, option
 from train import output, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.data import CachedImages, DataOptions, list_folder, read_folder
 from train.engine import TrainOptions, learning_rate, make_accelerator, train
-from train.flags import parse
+from train.flags import AdapterOptions, parse
 from train.progress import Interrupt, explain, follow, show_log
 
 LOG = logging.getLogger("train")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterOptions(Options):
-    title: ClassVar[str] = "adapter"
-    adapter: str = option("wara", f"family of the adapter: {', '.join(FAMILIES)}")
-    target_modules: tuple[str, ...] | None = option(None, "projections to adapt: to_q, attn2.to_k, ... (default: all)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config, adapter = parse(DreamBoothOptions, __doc__, argv)
         with Interrupt() as interrupt:
-            finished = follow(run(config, adapter, interrupt), config.max_train_steps)
+            finished = follow(run(config, adapter, interrupt), config.max_train_steps, interrupt)
         if finished is not None:
             LOG.info(results.next_steps(finished))
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         line = explain(error)
         if line is None:

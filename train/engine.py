@@ -77,8 +77,11 @@ class TrainingModule(nn.Module):
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """The accelerator of a run: device and processes as `accelerate launch` says."""
     AcceleratorState._reset_state()  # of a run before in this process, whose precision it would keep
-    steps = options.gradient_accumulation_steps
-    return Accelerator(mixed_precision=options.mixed_precision, gradient_accumulation_steps=steps)
+    steps, precision = options.gradient_accumulation_steps, options.mixed_precision
+    try:
+        return Accelerator(mixed_precision=precision, gradient_accumulation_steps=steps)
+    except ValueError as error:
+        raise ValueError(f"--mixed_precision {precision}: {error}") from None
 
 
 def learning_rate(options: TrainOptions, family: type[Adapter], processes: int) -> float:
@@ -161,7 +164,7 @@ def train(
         if step == 1:
             _check_coverage(adapters)
         yield {"step": step, "loss": total, "lr": current, "grad_norm": norm}
-        if stop():
+        if accelerator.reduce(torch.tensor(float(stop()), device=accelerator.device), "sum") > 0:  # all stop, or none
             break
 
 

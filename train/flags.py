@@ -8,16 +8,24 @@ import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from diffusion_adapters.adapter import FAMILIES, AdapterConfig
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace
+from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
 
 CONFIGS = Path(__file__).parent / "configs"
 BASE_FLAG = "pretrained_model_name_or_path"
 
 S = TypeVar("S", bound=Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions(Options):
+    title: ClassVar[str] = "adapter"
+    adapter: str = option("wara", f"family of the adapter: {', '.join(FAMILIES)}")
+    target_modules: tuple[str, ...] | None = option(None, "projections to adapt: to_q, attn2.to_k, ... (default: all)")
 
 
 def parse(script: type[S], description: str | None, argv: Sequence[str] | None = None) -> tuple[S, AdapterConfig]:
@@ -37,7 +45,7 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
 
     parser = _quiet(argument_parser(description))
     parser.add_argument("--config", type=Path, metavar="PATH", help="TOML file with the same names; flags override it")
-    for group in script.__bases__ if dataclasses.fields(script.__bases__[0]) else (script,):
+    for group in script.__bases__:
         add_arguments(parser, group, getattr(group, "title", None))
     add_arguments(parser, FAMILIES[family].Config, f"options of --adapter {family}")
     for layer, source in layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import threading
 import time
@@ -32,6 +33,7 @@ def show_log() -> None:
     import diffusers.utils.logging
     import transformers.utils.logging
 
+    CONSOLE.quiet = os.environ.get("RANK", "0") != "0"  # of several processes one speaks
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
@@ -41,8 +43,11 @@ def show_log() -> None:
     logger.propagate = False
 
 
-def follow(records: Generator[dict[str, float], None, R], total: int) -> R:
-    """Run a training generator to its end while showing it; returns what the generator returns."""
+def follow(records: Generator[dict[str, float], None, R], total: int, interrupt: Interrupt) -> R:
+    """Run a training generator to its end while showing it; returns what the generator returns.
+
+    After the last step `interrupt` is released: a Ctrl-C then ends the program as usual.
+    """
     columns: list[Any] = [TextColumn("Steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
     columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
@@ -62,6 +67,7 @@ def follow(records: Generator[dict[str, float], None, R], total: int) -> R:
                 CONSOLE.print(f"step {step}/{total}  {said}  {left:.0f} s left")
             if step == total:
                 bar.stop()
+                interrupt.release()
     except StopIteration as end:
         return end.value
     finally:
@@ -82,17 +88,18 @@ class Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self.release()
 
     def __call__(self) -> bool:
         return self.asked
 
     def _note(self, *_: object) -> None:
         self.asked = True
-        self._restore()
+        self.release()
         CONSOLE.print("Stopping after this step; what is trained so far will be saved. Press Ctrl-C again to stop now.")
 
-    def _restore(self) -> None:
+    def release(self) -> None:
+        """Give the signals back."""
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -106,7 +113,7 @@ def explain(error: Exception) -> str | None:
     ours = bool({"train", "diffusion_adapters"} & set(place)) and "site-packages" not in place
     if isinstance(error, OSError):
         remedy = "; free some space and try again" if error.errno == errno.ENOSPC else ""
-        return f"error: {error}{remedy}"
+        return f"error: {' '.join(str(error).split())}{remedy}"
     if type(error).__name__ == "OutOfMemoryError":
         remedy = "lower --train_batch_size or --resolution, or use --gradient_checkpointing, --mixed_precision bf16"
         return f"error: out of memory: {str(error).splitlines()[0]}; {remedy}"

@@ -112,11 +112,14 @@ def _settings(run: Finished, file: str) -> dict[str, Any]:
 def _card(run: Finished, prompts: Sequence[str]) -> str:
     config = run.config
     folder = config.output_dir
+    model = config.pretrained_model_name_or_path
     settings = _settings(run, str(("" if folder.is_absolute() else folder) / Path("adapter.safetensors")))
     facts = {
         "title": f"{run.name}: {config.instance_prompt}",
         "family": config.adapter,
-        "base": config.pretrained_model_name_or_path,
+        "base_model": model,
+        "base": f"`{model}`" if Path(model).exists() else f"[{model}](https://huggingface.co/{model})",
+        "config": folder / "config.toml",
         "prompt": config.instance_prompt,
         "count": len(run.folder.examples),
         "steps": len(run.records),

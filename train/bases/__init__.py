@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import safetensors
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -131,9 +132,12 @@ def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype:
     """Load the frozen pipeline."""
     import diffusers
 
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        info.source, revision=options.revision, variant=options.variant, dtype=dtype, **info.kind.load_arguments
-    )
+    which = {"revision": options.revision, "variant": options.variant, "dtype": dtype}
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(info.source, **which, **info.kind.load_arguments)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--pretrained_model_name_or_path {info.source}: cannot be loaded: {said}") from error
     pipeline.set_progress_bar_config(disable=True)
     return info.kind(pipeline.to(device), options)
 
@@ -143,7 +147,7 @@ def _find(source: str) -> str:
     path = Path(source).expanduser()
     for candidate in (path, ROOT / path):
         if candidate.is_dir():
-            return source if candidate is path else str(candidate)
+            return source if candidate == Path(source) else str(candidate)
     flag = f"--pretrained_model_name_or_path {source}"
     if path.is_file():
         raise ValueError(f"{flag} is a file; give the folder of a diffusers pipeline, with its model_index.json")

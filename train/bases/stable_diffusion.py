@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from train.bases import BASES, Base, BaseOptions, draw
 from train.losses import Prediction, min_snr_weights
+
+LOG = logging.getLogger("train")
 
 
 @BASES.register("stable_diffusion", "stablediffusionpipeline")
@@ -41,6 +44,10 @@ class StableDiffusion(Base):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        tokenizer = self.pipeline.tokenizer
+        for prompt in prompts:
+            if len(tokenizer(prompt).input_ids) > tokenizer.model_max_length:
+                LOG.warning(f"only the first {tokenizer.model_max_length - 2} tokens are read of: {prompt}")
         embeds, _ = self.pipeline.encode_prompt(list(prompts), self.pipeline.text_encoder.device, 1, False)
         return {"prompt_embeds": embeds}
 

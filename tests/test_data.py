@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageCms
 
 from train import images
-from train.data import CachedImages, DataOptions, read_folder
+from train.data import CachedImages, DataOptions, _order, read_folder, spread
 from train.images import open_rgb, square, variants
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
@@ -210,6 +210,20 @@ def test_batches_are_pure_functions_of_their_numbers(tmp_path):
         assert all(torch.equal(part[name], whole[name][start : start + 4]) for name in whole)
     assert len(set(whole["seeds"].tolist())) == 12
     assert not torch.equal(data.batch(list(range(12)), 1)["seeds"], whole["seeds"])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_levels_are_uniform_over_the_run_and_over_every_picture(seed):
+    levels = torch.tensor([spread(seed, number) for number in range(5000)])
+    assert 0 <= levels.min() < 0.01
+    assert 0.99 < levels.max() < 1
+    for few in levels.unfold(0, 4, 1)[:1000]:
+        assert few.sort().values.diff().min() > 0.1  # any four samples in a row differ
+    order = [_order(5, seed, epoch) for epoch in range(1000)]
+    for picture in range(5):
+        own = torch.stack([levels[5 * epoch + order[epoch].index(picture)] for epoch in range(1000)])
+        assert (own.histc(10, 0, 1) - 100).abs().max() < 40
+    assert spread(0, 7) != spread(1, 7)
 
 
 def test_equal_pictures_are_encoded_once(tmp_path):

@@ -65,22 +65,19 @@ class Base(ABC):
     def predict(self, denoiser: nn.Module, batch: Mapping[str, Tensor]) -> Prediction:
         """Noise the cached images of `batch`, run `denoiser`, return prediction, target and weights.
 
-        All it draws comes from `draw(batch["seeds"], ...)`, so that a sample is the same in any batch on any process.
+        The noise comes from `draw(batch["seeds"], ...)` and its level from `batch["spread"]`, (b,) uniform in [0, 1):
+        a sample is the same in any batch on any process.
         """
 
 
 BASES: Registry[type[Base]] = Registry("base", "train.bases")
 
 
-def draw(seeds: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """A uniform number and two normal tensors of `shape` from each seed: (b,), (b, *shape), (b, *shape), on the CPU."""
-    uniform, first, second = [], [], []
-    for seed in seeds.tolist():
-        generator = torch.Generator().manual_seed(seed)
-        uniform.append(torch.rand((), generator=generator))
-        first.append(torch.randn(tuple(shape), generator=generator))
-        second.append(torch.randn(tuple(shape), generator=generator))
-    return torch.stack(uniform), torch.stack(first), torch.stack(second)
+def draw(seeds: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Two normal tensors of `shape` from each seed: twice (b, *shape), on the CPU."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    first, second = ([torch.randn(tuple(shape), generator=own) for own in generators] for _ in range(2))
+    return torch.stack(first), torch.stack(second)
 
 
 @dataclass(frozen=True)

@@ -53,13 +53,12 @@ class StableDiffusion(Base):
 
     def predict(self, denoiser: nn.Module, batch: Mapping[str, Tensor]) -> Prediction:
         moments = batch["moments"].float()
-        uniform, posterior, noise = (
-            value.to(moments.device) for value in draw(batch["seeds"], (moments.shape[1] // 2, *moments.shape[2:]))
-        )
+        shape = (moments.shape[1] // 2, *moments.shape[2:])
+        posterior, noise = (value.to(moments.device) for value in draw(batch["seeds"], shape))
         mean, log_variance = moments.chunk(2, dim=1)
         latents = mean + posterior * (log_variance.clamp(-30, 20) / 2).exp()
         latents = (latents - self.shift) * self.scale
-        timesteps = (uniform * self.noise.config.num_train_timesteps).long()
+        timesteps = (batch["spread"] * self.noise.config.num_train_timesteps).long()
         noisy = self.noise.add_noise(latents, noise, timesteps)
         dtype = batch["prompt_embeds"].dtype
         prediction = denoiser(noisy.to(dtype), timesteps, batch["prompt_embeds"], return_dict=False)[0]

@@ -30,11 +30,8 @@ def delta(adapter: LoLDU) -> Tensor:
     return adapter.delta_weight(torch.empty(0)).detach()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rank", [1, 7, 24, 40, 200])
+@pytest.mark.parametrize(("shape", "rank"), [(shape, rank) for shape in SHAPES for rank in (1, 7, 24, min(shape))])
 def test_atoms_are_those_of_lapack(shape: tuple[int, int], rank: int) -> None:
-    if rank > min(shape):
-        pytest.skip("no such rank")
     W = torch.randn(shape, dtype=torch.float64)
     L, D, U = ldu_atoms(W, search_pivots(W, rank))
     permutation, lower, upper = torch.linalg.lu(W)

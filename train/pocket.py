@@ -29,7 +29,7 @@ SIZE = 48
 # Shares of the pools plain, patterned, styled, pairs.
 LEGS = (
     Leg(36_000, 2e-3, (0.6, 0.15, 0.25, 0.0), batch=48, floor=0.1),
-    Leg(72_000, 1.5e-3, (0.2, 0.3, 0.47, 0.03), batch=48),
+    Leg(110_400, 2e-3, (0.15, 0.15, 0.66, 0.04), batch=48),
 )
 
 

@@ -68,7 +68,7 @@ def plot_run(rows: list[dict], path: Path) -> None:
 def stage_times(rows: list[dict]) -> str:
     """A Markdown table of stages: last step, last loss, CPU minutes (restarts added up)."""
     lines = ["| stage | steps | last loss | CPU minutes |", "|---|---|---|---|"]
-    for stage in ("data", "vae", "unet"):
+    for stage in ("data", "vae", "oracle", "unet"):
         chosen = [row for row in rows if row["stage"] == stage]
         spent = last = 0.0
         for row in chosen:  # the clock of a process restarts at zero

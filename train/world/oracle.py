@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from train.world.captions import ATTRIBUTES
 from train.world.learn import Log, generator, save_atomically
+
+Blur = Callable[[Tensor], Tensor]
 
 
 class Oracle(nn.Module):
@@ -44,17 +47,27 @@ def accuracy(oracle: Oracle, images: Tensor, labels: Tensor) -> dict[str, float]
 
 
 def train_oracle(
-    images: Tensor, labels: Tensor, steps: int, seed: int, path: Path, log: Log, blur=None, batch: int = 64
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    seed: int,
+    path: Path,
+    log: Log,
+    blur: Blur | None = None,
+    batch: int = 64,
 ) -> Oracle:
     """Fit an oracle to uint8 renders with noise and shifts; a fifth of the batches pass through `blur` (the VAE)."""
     torch.manual_seed(seed)
-    oracle = Oracle()
-    if path.exists():
-        oracle.load_state_dict(torch.load(path, weights_only=True))
-        return oracle.eval()
+    oracle, start = Oracle(), 0
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=2e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for step in range(steps):
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        oracle.load_state_dict(state["oracle"])
+        start = state["step"]
+        if start >= steps:
+            return oracle.eval()
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(start, steps):
         random = generator(seed + 7, step)
         rows = torch.randint(len(images), (batch,), generator=random)
         x, y = images[rows].float() / 127.5 - 1, labels[rows].long()
@@ -65,11 +78,13 @@ def train_oracle(
         x = x + 0.15 * torch.rand(batch, 1, 1, 1, generator=random) * torch.randn(x.shape, generator=random)
         logits = oracle.train()(x)
         loss = sum(F.cross_entropy(logits[name], y[:, i]) for i, name in enumerate(ATTRIBUTES))
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min((step + 1) / (0.3 * steps), 1.4 * (1 - step / steps), 1.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        schedule.step()
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            state = {"oracle": oracle.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            save_atomically(state, path)
             log({"stage": "oracle", "step": step + 1, "loss": loss.item()})
-    save_atomically(oracle.state_dict(), path)
     return oracle.eval()

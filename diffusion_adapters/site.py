@@ -18,6 +18,9 @@ FUSED_PROJECTIONS = {
 }
 """Projections that diffusers' `fuse_qkv_projections()` makes out of others, which stay where they were."""
 
+IMAGE_PROMPT_PARTS = ("encoder_hid_proj", "image_proj")
+"""Where an IP-Adapter puts its own network, which may attend too: no part of the base."""
+
 
 def is_projection(module: object) -> bool:
     """Whether `module` acts as a linear projection: PEFT layers and quantized linears are no `nn.Linear`."""
@@ -158,5 +161,7 @@ def _view_class(kind: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
 def find_sites(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Path and module of every attention in `denoiser` that has a processor and at least one projection."""
     for path, module in denoiser.named_modules():
+        if path.partition(".")[0] in IMAGE_PROMPT_PARTS:
+            continue
         if callable(getattr(module, "processor", None)) and projection_names(module):
             yield path, module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,8 @@ class Options:
             value = tuple(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{field.name} must be a finite number, got {value}")
         choices = field.metadata.get("choices")
         if choices is not None and value not in choices:
             raise ValueError(f"{field.name} must be one of {', '.join(map(str, choices))}; got {value!r}")

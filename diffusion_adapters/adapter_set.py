@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,18 @@ class _Before:
         self.adapter_set = adapter_set
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
-            self.adapter_set.heal()
+        self.heal()
+        if torch.compiler.is_compiling():
+            # torch.compile has run heal() while tracing, and traces the forward apart from this hook. Looking at the
+            # processors makes it come back here when one of them is replaced.
+            for site in self.adapter_set.sites.values():
+                is_wrapped(site.attention.processor)
+
+    def heal(self) -> bool:
+        self.adapter_set.heal()
+        return True
+
+    heal._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch._dynamo.assume_constant_result, unimported
 
 
 class _After(_Before):
@@ -64,6 +75,7 @@ class AdapterSet(nn.Module):
     def insert(self, name: str, adapters: Mapping[str, Adapter], info: AdapterInfo, weight: float = 1.0) -> None:
         """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
         self.check_free(name)
+        check_weights({name: weight})
         self.adapters[name] = nn.ModuleDict({path.replace(".", "/"): adapter for path, adapter in adapters.items()})
         self.infos[name] = info
         self.set_weights({**self.weights, name: weight})
@@ -98,14 +110,7 @@ class AdapterSet(nn.Module):
         """Make exactly the adapters of `weights` active, each times its weight."""
         self.check(*weights)
         self._refuse_while_fused("change adapter weights")
-        for name, weight in weights.items():
-            if (
-                isinstance(weight, bool)
-                or not isinstance(weight, (int, float))
-                or weight != weight
-                or abs(weight) == float("inf")
-            ):
-                raise ValueError(f"the weight of adapter {name!r} must be a finite number, got {weight!r}")
+        check_weights(weights)
         self.weights = {name: float(weight) for name, weight in weights.items()}
         self.enabled = enabled
         self.plan()
@@ -183,6 +188,13 @@ class AdapterSet(nn.Module):
             raise RuntimeError(
                 f"cannot {action} while adapters are fused into the weights; call unfuse_adapters() first"
             )
+
+
+def check_weights(weights: Mapping[str, Any]) -> None:
+    """Raise ValueError for a weight that is no finite number."""
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise ValueError(f"the weight of adapter {name!r} must be a finite number, got {weight!r}")
 
 
 def find_adapter_set(denoiser: nn.Module) -> AdapterSet | None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .adapter import FAMILIES, AdapterInfo
-from .adapter_set import AdapterSet, find_adapter_set
+from .adapter_set import AdapterSet, check_weights, find_adapter_set
 from .build import build_adapters
 from .fuse import fuse_set, unfuse_set
 from .registry import nearest
@@ -49,14 +49,17 @@ def match_targets(paths: Sequence[str], target_modules: Sequence[str] | None) ->
     for target in target_modules:
         hits = [path for path in paths if f".{target}." in f".{path}."]
         if not hits:
-            ends = sorted({re.sub(r"^.*\.(?=[^.]*[^.\d][^.]*(\.\d+)?$)", "", path) for path in paths})
-            raise ValueError(f"unknown target {target!r} in target_modules, {nearest(target, ends)}")
+            ends = {re.sub(r"^.*\.(?=[^.]*[^.\d][^.]*(\.\d+)?$)", "", path) for path in paths}
+            segments = {part for path in paths for part in path.split(".") if not part.isdigit()}
+            raise ValueError(f"unknown target {target!r} in target_modules, {nearest(target, ends | segments)}")
         chosen.update(hits)
+    if not chosen:
+        raise ValueError("target_modules names no projection; leave it out for all of them")
     return [path for path in paths if path in chosen]
 
 
 def add_adapter(
-    denoiser: Any, name: str, family: str = "lora", *, target_modules: Sequence[str] | None = None, **options: Any
+    denoiser: Any, name: str, family: str = "lora", *, target_modules: str | Sequence[str] | None = None, **options: Any
 ) -> AdapterSet:
     """Put a new trainable adapter on a denoiser (or on the only denoiser of a pipeline) and make it active.
 
@@ -71,6 +74,8 @@ def add_adapter(
     config = FAMILIES[family].Config.from_mapping(options)
     adapter_set = find_adapter_set(module) or AdapterSet(module)
     adapter_set.check_free(name)
+    if isinstance(target_modules, str):
+        target_modules = [target_modules]
     projections = adapter_set.projections()
     paths = match_targets(list(projections), target_modules)
     targets = tuple(target_modules) if target_modules is not None else None
@@ -84,6 +89,9 @@ def set_adapters(
 ) -> None:
     """Make exactly the adapters `names` active, each times its weight (1.0 if not given). `[]` gives the base."""
     names = [names] if isinstance(names, str) else list(names)
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"adapter {twice[0]!r} is named twice")
     if adapter_weights is None:
         adapter_weights = 1.0
     if isinstance(adapter_weights, Mapping):
@@ -99,6 +107,7 @@ def set_adapters(
         weights = dict.fromkeys(names, adapter_weights)
     sets = adapter_sets(model)
     check_names(sets, names)
+    check_weights(weights)
     for adapter_set in sets.values():
         adapter_set.set_weights({name: weight for name, weight in weights.items() if name in adapter_set.infos})
 
@@ -141,14 +150,30 @@ def enable_adapters(model: Any) -> None:
 
 
 def fuse_adapters(model: Any) -> None:
-    """Add the active adapters to the weights of the denoiser, in fp32; `unfuse_adapters` restores every bit."""
-    for adapter_set in adapter_sets(model).values():
-        fuse_set(adapter_set)
+    """Add the active adapters to the weights of the denoiser, in fp32; `unfuse_adapters` restores every bit.
+
+    All or nothing. Raises RuntimeError if no adapter is active.
+    """
+    done: list[AdapterSet] = []
+    try:
+        for adapter_set in adapter_sets(model).values():
+            fuse_set(adapter_set)
+            done.append(adapter_set)
+        if not any(adapter_set.fused for adapter_set in done):
+            raise RuntimeError("no adapter is active, nothing to fuse; call load_adapter() or set_adapters() first")
+    except Exception:
+        for adapter_set in done:
+            if adapter_set.fused:
+                unfuse_set(adapter_set)
+        raise
 
 
 def unfuse_adapters(model: Any) -> None:
-    """Put the weights back, bitwise, that `fuse_adapters` changed."""
-    for adapter_set in adapter_sets(model).values():
+    """Put the weights back, bitwise, that `fuse_adapters` changed. Raises RuntimeError if nothing is fused."""
+    sets = [adapter_set for adapter_set in adapter_sets(model).values() if adapter_set.fused]
+    if not sets:
+        raise RuntimeError("no adapters are fused; call fuse_adapters() first")
+    for adapter_set in sets:
         unfuse_set(adapter_set)
 
 

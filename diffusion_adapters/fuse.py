@@ -24,7 +24,8 @@ def fuse_set(adapter_set: AdapterSet) -> None:
     for path in dict.fromkeys(path for adapters, _ in active for path in adapters):
         linear: Any = projections[path].base
         weight = linear.weight
-        if type(linear) is not nn.Linear or weight.is_meta or not weight.is_floating_point() or weight.itemsize < 2:
+        plain = type(linear) is nn.Linear and type(weight) is nn.Parameter
+        if not plain or weight.is_meta or not weight.is_floating_point() or weight.itemsize < 2:
             raise RuntimeError(
                 f"{path}: cannot fuse into a {type(linear).__name__} with {weight.dtype} on {weight.device}; "
                 "unload PEFT adapters, and load the base unquantized and without offloading"
@@ -46,9 +47,7 @@ def fuse_set(adapter_set: AdapterSet) -> None:
 
 @torch.no_grad()
 def unfuse_set(adapter_set: AdapterSet) -> None:
-    """Write the kept weights back. Raises RuntimeError if nothing is fused."""
-    if not adapter_set.fused:
-        raise RuntimeError("no adapters are fused; call fuse_adapters() first")
+    """Write the kept weights back."""
     _refuse_fused_projections(adapter_set)
     projections = adapter_set.projections()
     for path, original in adapter_set.fused.items():

@@ -23,6 +23,7 @@ from .adapter_set import AdapterSet
 FORMAT = "diffusion-adapters"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 25 * 2**20
+BASE_KEYS = ("name", "class", "fingerprint")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -42,9 +43,13 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a .safetensors file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key} is not finite in {value.dtype}; nothing was saved")
+    temporary = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as stream:
             stream.write(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, dict(metadata)))
             stream.flush()
@@ -56,7 +61,8 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     except OSError as error:
         raise OSError(error.errno, f"could not write {path}: {error.strerror or error}; nothing was saved") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
     return path
 
 
@@ -112,8 +118,6 @@ def save_sets(sets: Mapping[str, AdapterSet], name: str, path: str | Path) -> Pa
     for component, adapter_set in holders.items():
         for place, adapter in adapter_set.of(name).items():
             for key, value in adapter.state_dict().items():
-                if not bool(torch.isfinite(value).all()):
-                    raise ValueError(f"{component}.{place}.{key} of adapter {name!r} is not finite; nothing was saved")
                 tensors[f"{component}.{place}:{key}"] = value.detach().cpu()
     info = next(iter(holders.values())).infos[name]
     bases = {component: describe_base(adapter_set.denoiser) for component, adapter_set in holders.items()}
@@ -155,14 +159,16 @@ def read_adapter(path: str | Path) -> AdapterFile:
         document = json.loads(metadata[FORMAT])
         if document["format_version"] > FORMAT_VERSION:
             raise ValueError(f"format version {document['format_version']} is newer than this library; update it")
+        if document["format_version"] < 1:
+            raise ValueError(f"format version {document['format_version']} does not exist")
         family = FAMILIES.canonical(document["family"])
         info = AdapterInfo(
             family=family,
             config=FAMILIES[family].Config.from_mapping(document["config"]),
             target_modules=tuple(document["target_modules"]) if document["target_modules"] else None,
-            base=document["base"],
+            base={c: {key: str(base[key]) for key in BASE_KEYS} for c, base in document["base"].items()},
             trigger=document["trigger"],
-            training=document["training"],
+            training=dict(document["training"]),
         )
         nested: dict[str, dict[str, dict[str, Tensor]]] = {component: {} for component in info.base}
         for key, value in tensors.items():

@@ -59,8 +59,8 @@ def load_adapter(
     for denoiser, component, tensors in pairs:
         adapter_set = find_adapter_set(denoiser) or AdapterSet(denoiser)
         adapter_set.check_free(name)
-        _check_places(file, component, adapter_set)
         try:
+            _check_places(file, component, adapter_set)
             projections = adapter_set.projections()
             built = build_adapters(projections, file.info.family, file.info.config, tensors, tensors)
         except (ValueError, RuntimeError) as error:
@@ -83,12 +83,12 @@ def _check_places(file: AdapterFile, component: str, adapter_set: AdapterSet) ->
     if unknown or another:
         found = f"{len(unknown)} of {len(places)} projections do not exist here" if unknown else "its sizes are others"
         raise ValueError(
-            f"{file.path}: made for another base, {_describe(made_for)}; this is {_describe(here)}: {found}"
+            f"made for another base, {_describe(made_for)}; this is {_describe(here)}: {found}"
             f"{f', the first is {unknown[0]}' if unknown else ''}"
         )
     missing = [place for place in match_targets(known, file.info.target_modules) if place not in places]
     if missing and not another and made_for["class"] == here["class"]:
-        raise ValueError(f"{file.path}: incomplete: {len(missing)} projections are missing, the first is {missing[0]}")
+        raise ValueError(f"incomplete: {len(missing)} projections are missing, the first is {missing[0]}")
 
 
 def _describe(base: Mapping[str, Any]) -> str:

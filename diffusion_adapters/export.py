@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,12 @@ def export_lora(
             continue
         projections = adapter_set.projections()
         for place, adapter in adapter_set.of(name).items():
-            (up, down), errors[f"{component}.{place}"] = _factors(adapter, projections[place].base, rank)
+            before = adapter_set.fused.get(place)  # W as it was, if adapters are fused into it now
+            weight = functools.partial(dense_weight, projections[place].base) if before is None else before.float
+            try:
+                (up, down), errors[f"{component}.{place}"] = _factors(adapter, weight, rank)
+            except ValueError as error:
+                raise ValueError(f"{component}.{place}: {error}") from error
             tensors[f"{component}.{place}.lora_A.weight"] = down.to(dtype)
             tensors[f"{component}.{place}.lora_B.weight"] = up.to(dtype)
     lost, whole = (sum(pair[i] ** 2 for pair in errors.values()) ** 0.5 for i in (0, 1))
@@ -74,12 +81,16 @@ def export_lora(
     return report
 
 
-def _factors(adapter: Adapter, linear: Any, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
-    """(B, A), and the norms of what they miss and of ΔW."""
+def _factors(
+    adapter: Adapter, weight: Callable[[], Tensor], rank: int
+) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
+    """(B, A), and the norms of what they miss and of ΔW. `weight` gives W, if it must be read."""
     exact = adapter.low_rank()
     if exact is not None and not adapter.transforms_input and not adapter.adds_output:
         return exact, (0.0, 1.0)
-    delta = adapter.delta_weight(dense_weight(linear))
+    delta = adapter.delta_weight(weight())
+    if not bool(torch.isfinite(delta).all()):
+        raise ValueError("ΔW is not finite; nothing was saved")
     rest = delta if exact is None else delta - exact[0] @ exact[1]
     up, down, error = truncated_svd(rest, min(rank, *rest.shape))
     if exact is not None:

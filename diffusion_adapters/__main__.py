@@ -30,6 +30,13 @@ def parse_adapter(text: str) -> tuple[Path, float]:
         ) from None
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1, from a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def load_base(base: str | None) -> Any:
     """The pipeline at a path or Hub id, on the accelerator if there is one; the embedded base if None."""
     import torch
@@ -48,6 +55,7 @@ def load_base(base: str | None) -> Any:
 def generate(args: argparse.Namespace) -> None:
     """Make pictures with any number of adapters, each times its weight."""
     import torch
+    from PIL import Image
 
     from . import load_adapter, set_adapters
     from .file import read_adapter
@@ -58,6 +66,8 @@ def generate(args: argparse.Namespace) -> None:
     output = Path(args.output)
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder; give the name of a picture")
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--output {output}: unknown kind of picture {output.suffix!r}; end the name in .png")
     pipe = load_base(args.base)
     names = [load_adapter(pipe, path, f"adapter_{i}", adapter_weight=weight) for i, (path, weight) in enumerate(chosen)]
     if names:
@@ -142,7 +152,9 @@ def parser() -> argparse.ArgumentParser:
 
     def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         text = (run.__doc__ or "").strip()
-        made = commands.add_parser(run.__name__, help=text[0].lower() + text[1:].rstrip("."), description=text)
+        made = commands.add_parser(
+            run.__name__, help=text[0].lower() + text[1:].rstrip("."), description=text, allow_abbrev=False
+        )
         made.set_defaults(run=run)
         return made
 
@@ -151,9 +163,9 @@ def parser() -> argparse.ArgumentParser:
     add("--adapter", action="append", default=[], metavar="FILE[:WEIGHT]", help="adapter file; repeat to blend several")
     add("--base", help="folder or Hub id of a diffusers pipeline (default: the embedded base)")
     add("--output", default="image.png", help="picture to write; several are numbered (default: image.png)")
-    add("--num_images", type=int, default=1, help="pictures, with seeds seed, seed + 1, … (default: 1)")
+    add("--num_images", type=count, default=1, help="pictures, with seeds seed, seed + 1, … (default: 1)")
     add("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
-    add("--steps", type=int, default=20, help="denoising steps (default: 20)")
+    add("--steps", type=count, default=20, help="denoising steps (default: 20)")
     add("--guidance_scale", type=float, help="strength of the prompt (default: the pipeline's own)")
     add("--negative_prompt", help="what not to draw")
     command(inspect).add_argument("file", help="adapter file")
@@ -161,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     add("file", help="adapter file")
     add("--base", help="pipeline that the adapter was trained on (default: the embedded base)")
     add("--output", help="LoRA file to write (default: pytorch_lora_weights.safetensors beside the adapter)")
-    add("--rank", type=int, default=64, help="rank kept of what is not low rank (default: 64)")
+    add("--rank", type=count, default=64, help="rank kept of what is not low rank (default: 64)")
     add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="default: float32")
     command(families)
     return main

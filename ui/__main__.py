@@ -1,0 +1,94 @@
+"""Open the app: make pictures with the adapters in a folder, blend them, compare them with the base."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_adapters.__main__ import load_base
+from diffusion_adapters.options import argument_parser
+
+POCKET_GUIDANCE = 2.5
+"""Guidance that suits the embedded base; 4 oversaturates it."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main = argument_parser(__doc__, prog="python -m ui")
+    add = main.add_argument
+    places = "adapter files, or folders to search for them (default: runs and dreambooth-* in this folder)"
+    add("--adapters", nargs="+", default=[], metavar="PATH", help=places)
+    add("--base", metavar="PIPELINE", help="folder or Hub id of a diffusers pipeline (default: the embedded base)")
+    add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
+    add("--listen", action="store_true", help="let other hosts reach the app; wants --auth or --no-auth")
+    access = main.add_mutually_exclusive_group()
+    access.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    access.add_argument("--no-auth", action="store_true", help="with --listen: let in whoever can reach the port")
+    return main
+
+
+def access(args: argparse.Namespace) -> dict[str, Any]:
+    """Address and password for `Blocks.launch`. Raises ValueError for an open door that nobody asked for."""
+    user, _, password = (args.auth or "").partition(":")
+    if args.auth is not None and not (user and password):
+        raise ValueError("--auth must be USER:PASSWORD, neither of them empty")
+    if args.listen and not args.auth and not args.no_auth:
+        raise ValueError(
+            "--listen lets other hosts in: add --auth USER:PASSWORD, or --no-auth to do without a password"
+        )
+    if args.port is not None and not 0 < args.port < 65536:
+        raise ValueError(f"--port must be from 1 to 65535, got {args.port}")
+    return {
+        "server_name": "0.0.0.0" if args.listen else "127.0.0.1",
+        "server_port": args.port,
+        "auth": (user, password) if args.auth else None,
+    }
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Load the base, look through the library, open the page, and stay until interrupted."""
+    start = time.perf_counter()
+    settings = access(args)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise RuntimeError('the app needs gradio: pip install -e ".[ui]" -c constraints.txt') from None
+    from ui.app import build, open_page
+    from ui.library import Library
+    from ui.studio import Studio
+
+    pipe = load_base(args.base)
+    title = Path(args.base).name if args.base else "pocket, the embedded base"
+    studio = Studio(pipe, title, POCKET_GUIDANCE if args.base is None else None)
+    library = Library([Path(place) for place in args.adapters], studio.examine)
+    entries = library.scan()
+    refused = sum(entry.info is None for entry in entries)
+    with tempfile.TemporaryDirectory(prefix="diffusion-adapters-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # its default is one folder for all users of a computer
+        page = build(studio, library)
+        _, url, _ = open_page(page, prevent_thread_lock=True, **settings)
+        print(f"{len(entries) - refused} adapters, {refused} refused. Ready in {time.perf_counter() - start:.1f} s.")
+        print(f"Open {url} in a browser; Ctrl+C ends the app.", flush=True)
+        page.block_thread()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Open the app; 2 with one line on stderr if that cannot be."""
+    try:
+        serve(parser().parse_args(argv))
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

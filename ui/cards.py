@@ -1,0 +1,100 @@
+"""One card per adapter of the library: on or off, its weight, its family, trigger and base; and who was refused."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ui.library import Entry, Library
+from ui.studio import StopFlag
+
+LOW, HIGH = -1.0, 2.0
+EMPTY = (
+    "No adapter files here yet. Train one, `accelerate launch train/dreambooth.py`, or start the app with "
+    "`--adapters FOLDER`; then look again. Until then you see the base alone."
+)
+
+
+def build(
+    library: Library,
+    chosen: gr.State,
+    prompt: gr.Textbox,
+    again: gr.Button,
+    go: gr.Button,
+    halt: gr.Button,
+    *,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    make: Callable[[Mapping[Any, Any], list[tuple[Entry, float]], gr.Progress], Iterator[Any]],
+    status: gr.Markdown,
+    flag: gr.State,
+    limits: Mapping[str, Any],
+) -> None:
+    """Cards that are drawn anew for each page and by `again`; their values travel with each press of `go`."""
+    page = gr.context.Context.root_block
+    assert page is not None
+
+    @gr.render(inputs=[chosen], triggers=[page.load, again.click], show_progress="hidden", queue=False)
+    def draw(newest: str | None) -> None:
+        entries = library.scan()
+        usable = [entry for entry in entries if entry.info]
+        controls = {entry.name: _card(entry, entry.name == newest, prompt, library) for entry in usable}
+        if not usable:
+            gr.Markdown(EMPTY, key="empty")
+        refused = [entry for entry in entries if not entry.info]
+        if refused:
+            with gr.Accordion(f"Refused files: {len(refused)}", open=False, key="refused"):
+                for entry in refused:
+                    reason = {"value": entry.reason, "label": entry.name, "key": f"no:{entry.name}"}
+                    gr.Textbox(**reason, interactive=False, lines=2, max_lines=6, preserved_by_key=None)
+
+        def run(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[Any]:  # noqa: B008
+            mix = [(entry, values[controls[entry.name][1]]) for entry in usable if values[controls[entry.name][0]]]
+            yield from make(values, mix, progress)
+
+        own = [control for pair in controls.values() for control in pair]
+        pressed = gr.on(
+            [go.click, prompt.submit], run, {*inputs, *own}, list(outputs),
+            trigger_mode="once", show_progress_on=outputs[0], api_visibility="private", **limits,
+        )  # fmt: skip
+        halt.click(_halt, flag, status, cancels=[pressed], queue=False, api_visibility="private")
+
+
+def _card(entry: Entry, on: bool, prompt: gr.Textbox, library: Library) -> tuple[gr.Checkbox, gr.Slider]:
+    """The card of one usable file; its switch and its weight. Values outlive a new drawing."""
+    assert entry.info is not None
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    facts = {"family": entry.info.family, "base": entry.base, "trigger": entry.trigger or "none"}
+    spans = " ".join(f"<span><i>{name}</i> {html.escape(text)}</span>" for name, text in facts.items())
+    with gr.Group(elem_classes="card", key=f"card:{entry.name}"):
+        switch = gr.Checkbox(on, label=entry.name, key=f"on:{entry.name}", interactive=True, elem_classes="name")
+        gr.HTML(f"<p class='facts'>{spans}</p>", key=f"facts:{entry.name}", preserved_by_key=None)
+        weight = gr.Slider(
+            LOW, HIGH, 1.0, step=0.05, label=f"Weight of {entry.name}", info="0 is the base, 1 is as trained.",
+            key=f"weight:{entry.name}", interactive=True,
+        )  # fmt: skip
+        if entry.trigger:
+            insert = gr.Button("Put the trigger into the prompt", size="sm", key=f"put:{entry.name}")
+            insert.click(lambda text: _with_trigger(text, entry.trigger, library), prompt, prompt, **quiet)
+            switch.input(
+                lambda is_on, text: _with_trigger(text, entry.trigger, library, only_replace=True) if is_on else text,
+                [switch, prompt], prompt, **quiet,
+            )  # fmt: skip
+    return switch, weight
+
+
+def _with_trigger(text: str, trigger: str, library: Library, only_replace: bool = False) -> str:
+    """The prompt with `trigger`: instead of nothing or of another adapter's trigger alone, else in front of it."""
+    if trigger in text:
+        return text
+    if not text.strip() or text.strip() in library.triggers():
+        return trigger
+    return text if only_replace else f"{trigger}, {text}"
+
+
+def _halt(flag: StopFlag) -> str:
+    flag.set()
+    return "Stopped."

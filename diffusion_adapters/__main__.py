@@ -15,6 +15,8 @@ from .adapter import FAMILIES
 from .options import argument_parser
 
 POCKET = Path(__file__).resolve().parent.parent / "pipelines" / "pocket"
+POCKET_GUIDANCE = 2.0
+"""Guidance at which the embedded base is sampled; a pipeline's default of 7.5 oversaturates it."""
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:
@@ -72,7 +74,8 @@ def generate(args: argparse.Namespace) -> None:
     names = [load_adapter(pipe, path, f"adapter_{i}", adapter_weight=weight) for i, (path, weight) in enumerate(chosen)]
     if names:
         set_adapters(pipe, names, [weight for _, weight in chosen])
-    settings = {"guidance_scale": args.guidance_scale, "negative_prompt": args.negative_prompt}
+    guidance_scale = POCKET_GUIDANCE if args.guidance_scale is None and args.base is None else args.guidance_scale
+    settings = {"guidance_scale": guidance_scale, "negative_prompt": args.negative_prompt}
     settings = {name: value for name, value in settings.items() if value is not None}
     output.parent.mkdir(parents=True, exist_ok=True)
     for i in range(args.num_images):
@@ -166,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num_images", type=count, default=1, help="pictures, with seeds seed, seed + 1, … (default: 1)")
     add("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     add("--steps", type=count, default=20, help="denoising steps (default: 20)")
-    add("--guidance_scale", type=float, help="strength of the prompt (default: the pipeline's own)")
+    add("--guidance_scale", type=float, help="strength of the prompt (default: 2 for the embedded base, else the pipeline's)")
     add("--negative_prompt", help="what not to draw")
     command(inspect).add_argument("file", help="adapter file")
     add = command(export).add_argument

@@ -28,7 +28,7 @@ class Sample(Options):
         ({"count": 10}, ValueError, "count must be at most 9, got 10"),
         ({"rate": 0}, ValueError, "rate must be greater than 0, got 0.0"),
         ({"rate": 1.0}, ValueError, "rate must be less than 1, got 1.0"),
-        ({"rate": float("nan")}, ValueError, "rate must be greater than 0, got nan"),
+        ({"rate": float("nan")}, ValueError, "rate must be a finite number, got nan"),
         ({"kind": "odd"}, ValueError, "kind must be one of plain, fancy; got 'odd'"),
         ({"count": "3"}, TypeError, "count must be int, got '3' (str)"),
         ({"count": True}, TypeError, "count must be int, got True (bool)"),

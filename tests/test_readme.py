@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -43,13 +44,12 @@ def test_operation_counts_are_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(code: str, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(code: str, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
-    before = dict(FAMILIES._entries)
-    try:
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    finally:
-        FAMILIES._entries = before
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    script = tmp_path / "block.py"
+    script.write_text(code, encoding="utf-8")
+    runpy.run_path(str(script))
 
 
 def test_shell_lines_run(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,11 @@ def parser() -> argparse.ArgumentParser:
     add("--num_images", type=count, default=1, help="pictures, with seeds seed, seed + 1, … (default: 1)")
     add("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     add("--steps", type=count, default=20, help="denoising steps (default: 20)")
-    add("--guidance_scale", type=float, help="strength of the prompt (default: 2 for the embedded base, else the pipeline's)")
+    add(
+        "--guidance_scale",
+        type=float,
+        help="strength of the prompt (default: 2 for the embedded base, else the pipeline's)",
+    )
     add("--negative_prompt", help="what not to draw")
     command(inspect).add_argument("file", help="adapter file")
     add = command(export).add_argument

@@ -113,7 +113,8 @@ def explain(error: Exception) -> str | None:
     ours = bool({"train", "diffusion_adapters"} & set(place)) and "site-packages" not in place
     if isinstance(error, OSError):
         remedy = "; free some space and try again" if error.errno == errno.ENOSPC else ""
-        return f"error: {' '.join(str(error).split())}{remedy}"
+        said = str(error) if error.filename or not error.strerror else error.strerror
+        return f"error: {' '.join(said.split())}{remedy}"
     if type(error).__name__ == "OutOfMemoryError":
         remedy = "lower --train_batch_size or --resolution, or use --gradient_checkpointing, --mixed_precision bf16"
         return f"error: out of memory: {str(error).splitlines()[0]}; {remedy}"

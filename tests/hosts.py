@@ -1,0 +1,94 @@
+"""Tiny models that carry an adapter of every family, and the same models with those adapters added to the weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from diffusion_adapters import FAMILIES, AdapterSet, add_adapter, set_adapters
+from tests.denoisers import build, run
+from tests.tiny import save_pipeline
+
+HOSTS = ("unet_sd15", "sd3", "flux")
+"""One U-Net, one transformer of joint attention, one of packed tokens."""
+TOLERANCE = 1e-4
+"""Of the effect of the adapters, in fp32: the same sums in another order."""
+
+
+def small(family: str) -> dict[str, Any]:
+    """Options of a family that fit the narrowest projection here."""
+    fields = {field.name for field in dataclasses.fields(FAMILIES[family].Config)}
+    return {"rank": 2} if "rank" in fields else {}
+
+
+def stir(values: Iterable[Tensor], seed: int = 2, strength: float = 0.2) -> None:
+    """Change `values` as if they had been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in values:
+            value.add_(torch.randn(value.shape, generator=generator).to(value), alpha=strength)
+
+
+def adapt(model: Any, families: Iterable[str] | None = None, **options: Any) -> AdapterSet:
+    """Attach one stirred adapter per family, each of its own weight, under the family's name."""
+    names = list(families if families is not None else FAMILIES)
+    for family in names:
+        adapter_set = add_adapter(model, family, family, **{**small(family), **options})
+    stir(adapter_set.parameters())
+    set_adapters(model, names, [0.9 - 0.2 * i for i in range(len(names))])
+    return adapter_set
+
+
+def merge(bare: nn.Module, adapter_set: AdapterSet) -> nn.Module:
+    """Add the active adapters to the weights of `bare`, a model of the same base without adapters."""
+    with torch.no_grad():
+        for name, weight in adapter_set.weights.items():
+            for path, adapter in adapter_set.of(name).items():
+                frozen = adapter_set.projections()[path].base.weight.detach().float()
+                bare.get_submodule(path).weight += weight * adapter.delta_weight(frozen)
+    return bare
+
+
+def distance(got: Tensor, wanted: Tensor, base: Tensor) -> float:
+    """How far `got` is from `wanted`, as a part of how far `wanted` is from `base`."""
+    effect = float((wanted - base).norm())
+    assert effect > 1e-3 * float(base.norm()), "the adapters have no effect to be measured against"
+    return float((got - wanted).norm()) / effect
+
+
+@cache
+def pipeline_folder(seed: int = 0) -> Path:
+    """Where `pipeline(seed)` is stored."""
+    return save_pipeline(Path(mkdtemp(prefix="tiny-pipeline-")) / f"pipeline{seed}", seed=seed)
+
+
+@cache
+def _pipeline(seed: int) -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline_folder(seed), local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pipeline(seed: int = 0) -> StableDiffusionPipeline:
+    """A tiny random StableDiffusionPipeline."""
+    return copy.deepcopy(_pipeline(seed))
+
+
+def sample(pipe: Any, steps: int = 2, **settings: Any) -> Tensor:
+    """Latents that the pipeline draws for one prompt and seed."""
+    generator = torch.Generator().manual_seed(0)
+    settings = {"output_type": "latent", "num_inference_steps": steps, "generator": generator, **settings}
+    return pipe("a red cat", **settings).images
+
+
+__all__ = ["HOSTS", "TOLERANCE", "adapt", "build", "distance", "merge", "pipeline", "pipeline_folder", "run", "sample"]
+__all__ += ["small", "stir"]

@@ -161,6 +161,12 @@ def test_stop_ends_the_run_after_the_step(base):
     assert len(records) == 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is for GPUs")
+def test_a_precision_that_the_device_lacks_is_refused():
+    with pytest.raises(ValueError, match="--mixed_precision fp16 does not work on cpu; use another, or no"):
+        make_accelerator(TrainOptions(mixed_precision="fp16"))
+
+
 def test_options_are_checked():
     for name, value in {"max_train_steps": 0, "learning_rate": 0.0, "adam_beta1": 1.0, "seed": -1}.items():
         with pytest.raises(ValueError, match=name):

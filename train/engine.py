@@ -79,9 +79,13 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     AcceleratorState._reset_state()  # of a run before in this process, whose precision it would keep
     steps, precision = options.gradient_accumulation_steps, options.mixed_precision
     try:
-        return Accelerator(mixed_precision=precision, gradient_accumulation_steps=steps)
+        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=steps)
     except ValueError as error:
         raise ValueError(f"--mixed_precision {precision}: {error}") from None
+    refused = {"cpu": "fp16", "mps": "bf16"}.get(accelerator.device.type)
+    if accelerator.mixed_precision == refused:
+        raise ValueError(f"--mixed_precision {refused} does not work on {accelerator.device.type}; use another, or no")
+    return accelerator
 
 
 def learning_rate(options: TrainOptions, family: type[Adapter], processes: int) -> float:

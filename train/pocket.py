@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Run:
     def log(self, row: dict) -> None:
         """Print a line and append it to log.jsonl."""
         row = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
-        line = json.dumps(row | {"time": time.strftime("%H:%M:%S"), "cpu_seconds": round(time.process_time(), 1)})
+        line = json.dumps(row | {"time": time.strftime("%H:%M:%S"), "cpu_seconds": round(sum(os.times()[:4]), 1)})
         print(line, flush=True)
         with (self.folder / "log.jsonl").open("a") as stream:
             stream.write(line + "\n")

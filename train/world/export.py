@@ -68,7 +68,7 @@ def plot_run(rows: list[dict], path: Path) -> None:
 def stage_times(rows: list[dict]) -> str:
     """A Markdown table of stages: last step, last loss, CPU minutes (restarts added up)."""
     lines = ["| stage | steps | last loss | CPU minutes |", "|---|---|---|---|"]
-    for stage in ("data", "vae", "oracle", "unet"):
+    for stage in ("vae", "oracle", "unet"):
         chosen = [row for row in rows if row["stage"] == stage]
         spent = last = 0.0
         for row in chosen:  # the clock of a process restarts at zero
@@ -78,6 +78,15 @@ def stage_times(rows: list[dict]) -> str:
             end = chosen[-1]
             steps, loss = end.get("step", ""), f"{end['loss']:.4f}" if "loss" in end else ""
             lines.append(f"| {stage} | {steps} | {loss} | {spent / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def pairs_table(pairs: dict[str, float]) -> str:
+    """Two-object scores as a Markdown table."""
+    lines = ["| two objects | left thing | left colour | right thing | right colour |", "|---|---|---|---|---|"]
+    for source, title in (("pocket", "pocket"), ("real", "real renders, same cuts")):
+        values = [pairs[f"{source}_{side}_{name}"] for side in ("left", "right") for name in ("kind", "colour")]
+        lines.append(f"| {title} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
     return "\n".join(lines)
 
 
@@ -102,6 +111,7 @@ def model_card(folder: Path, scores: dict, rows: list[dict], samples: int, param
         "seconds": f"{scores['cpu_seconds_per_image']:.2f}",
         "psnr": f"{scores['vae_psnr_db']:.1f}",
         "plain": ", ".join(f"{name} {value:.2f}" for name, value in scores["pocket_plain_photo"].items()),
+        "pairs": pairs_table(scores["pairs"]),
         "passes": "passed" if scores["passes"] else "not yet passed",
         "samples": f"{samples:,}",
         "stages": stage_times(rows),

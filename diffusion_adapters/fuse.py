@@ -59,5 +59,9 @@ def unfuse_set(adapter_set: AdapterSet) -> None:
 def _refuse_fused_projections(adapter_set: AdapterSet) -> None:
     # `to_qkv` is a copy of the weights that change here: it would keep the old ones without a word.
     for path, site in adapter_set.sites.items():
-        if getattr(site.attention, "fused_projections", False):
+        attention: Any = site.attention
+        uses_it = getattr(attention, "fused_projections", False)
+        if not hasattr(attention, "unfuse_projections"):  # then diffusers only takes the processor away again
+            uses_it = uses_it and "Fused" in type(attention.processor).__name__
+        if uses_it:
             raise RuntimeError(f"{path}: call unfuse_qkv_projections() before fusing or unfusing adapters")

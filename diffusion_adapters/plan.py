@@ -21,7 +21,8 @@ class Plan:
 
     def __init__(self, members: list[tuple[Adapter, float]]) -> None:
         self.adapters = [adapter for adapter, _ in members]
-        self.weights = [torch.tensor(weight) for _, weight in members]
+        with torch.inference_mode(False):
+            self.weights = [torch.tensor(weight) for _, weight in members]
         weighted = list(zip(self.adapters, self.weights, strict=True))
         self.inputs = [(adapter, weight) for adapter, weight in weighted if adapter.transforms_input]
         self.outputs = [(adapter, weight) for adapter, weight in weighted if adapter.adds_output]

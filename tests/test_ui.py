@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,18 +72,22 @@ def ask(client: Client, adapters: dict[str, float], **changes: Any) -> list[np.n
     return [pixels(item["image"]) for item in made]
 
 
-def direct(root: Path, weights: dict[str, float], seed: int = SETTINGS["seed"]) -> np.ndarray:
-    """The same picture from the library alone."""
+@pytest.fixture(scope="module")
+def direct(root: Path) -> Callable[..., np.ndarray]:
+    """Makes the same picture by the library alone."""
     pipe = DiffusionPipeline.from_pretrained(root / "base")
-    for name in weights:
+    for name in USABLE:
         load_adapter(pipe, root / "library" / name / "adapter.safetensors", name)
-    if weights:
+
+    def make(weights: dict[str, float], seed: int = SETTINGS["seed"]) -> np.ndarray:
         set_adapters(pipe, list(weights), weights)
-    made = pipe(
-        SETTINGS["prompt"], num_inference_steps=SETTINGS["steps"], guidance_scale=SETTINGS["guidance_scale"],
-        generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
-    return pixels(made.images[0])
+        made = pipe(
+            SETTINGS["prompt"], num_inference_steps=SETTINGS["steps"], guidance_scale=SETTINGS["guidance_scale"],
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return pixels(made.images[0])
+
+    return make
 
 
 def test_library_lists_ours_and_says_why_others_are_refused(app: tuple[Studio, Library, str], root: Path) -> None:
@@ -115,32 +119,31 @@ def test_library_refuses_an_adapter_of_another_base_and_takes_up_new_files(root:
         library.find("pet_v1")
 
 
-def test_pictures_are_those_of_the_library(app: tuple[Studio, Library, str], root: Path) -> None:
-    client = Client(app[2], verbose=False)
-    base = direct(root, {})
-    np.testing.assert_array_equal(ask(client, {})[0], base)
-    np.testing.assert_array_equal(ask(client, {USABLE[0]: 0.0})[0], base)
-    adapted = ask(client, {USABLE[0]: 1.0}, num_images=2)
+def test_pictures_are_those_of_the_library(app: tuple[Studio, Library, str], direct: Callable[..., np.ndarray]) -> None:
+    client = Client(app[2], verbose=False, analytics_enabled=False)
+    base, (red, blue) = direct({}), USABLE
+    np.testing.assert_array_equal(ask(client, {red: 0.0})[0], base)
+    adapted = ask(client, {red: 1.0}, num_images=2)
     assert not np.array_equal(adapted[0], base)
     for number, picture in enumerate(adapted):
-        np.testing.assert_array_equal(picture, direct(root, {USABLE[0]: 1.0}, SETTINGS["seed"] + number))
-    mix = {USABLE[0]: 0.4, USABLE[1]: -0.7}
-    np.testing.assert_array_equal(ask(client, mix)[0], direct(root, mix))
+        np.testing.assert_array_equal(picture, direct({red: 1.0}, SETTINGS["seed"] + number))
+    mix = {red: 0.4, blue: -0.7}
+    np.testing.assert_array_equal(ask(client, mix)[0], direct(mix))
 
 
-def test_sessions_do_not_mix(app: tuple[Studio, Library, str]) -> None:
-    mixes: list[dict[str, float]] = [{USABLE[0]: 1.5}, {USABLE[1]: 1.5}, {}]
-    clients = [Client(app[2], verbose=False) for _ in mixes]
-    alone = [ask(client, mix)[0] for client, mix in zip(clients, mixes, strict=True)]
-    assert not np.array_equal(alone[0], alone[1])
+def test_sessions_do_not_mix(app: tuple[Studio, Library, str], direct: Callable[..., np.ndarray]) -> None:
+    mixes: list[dict[str, float]] = [{USABLE[0]: 1.5}, {USABLE[1]: 1.5}]
+    clients = [Client(app[2], verbose=False, analytics_enabled=False) for _ in mixes]
+    wanted = [direct(mix) for mix in mixes]
+    assert not np.array_equal(*wanted)
     with ThreadPoolExecutor(len(mixes)) as pool:
         jobs = [pool.submit(ask, *pair) for _ in range(3) for pair in zip(clients, mixes, strict=True)]
         for number, job in enumerate(jobs):
-            np.testing.assert_array_equal(job.result()[0], alone[number % len(mixes)])
+            np.testing.assert_array_equal(job.result()[0], wanted[number % len(mixes)])
 
 
 def test_errors_are_the_librarys_and_name_no_folder(app: tuple[Studio, Library, str], root: Path) -> None:
-    client = Client(app[2], verbose=False)
+    client = Client(app[2], verbose=False, analytics_enabled=False)
     for adapters, changes, words in (
         ({"broken": 1.0}, {}, "broken is refused"),
         ({"nobody": 1.0}, {}, "no adapter 'nobody' in the library"),

@@ -28,6 +28,7 @@ body:not(.dark), body:not(.dark) .gradio-container { --body-text-color-subdued: 
 .facts { margin: 0; font-size: .85rem; line-height: 1.5; overflow-wrap: anywhere; }
 .facts span { display: inline-block; margin-right: 12px; }
 .facts i { font-style: normal; color: var(--body-text-color-subdued); }
+.pictures, .pictures .grid-wrap, .pictures .grid-container { height: auto !important; min-height: 0 !important; }
 .status { min-height: 1.5em; }
 @media (max-width: 700px) {
   .gradio-container { padding: 8px !important; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,9 @@ from ui.library import Entry, Library
 from ui.studio import StopFlag
 
 LOW, HIGH = -1.0, 2.0
+START = "a photo of a red ball"
+"""The prompt to begin with where no adapter has a trigger."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 EMPTY = (
     "No adapter files here yet. Train one, `accelerate launch train/dreambooth.py`, or start the app with "
     "`--adapters FOLDER`; then look again. Until then you see the base alone."
@@ -37,19 +41,28 @@ def build(
     page = gr.context.Context.root_block
     assert page is not None
 
-    @gr.render(inputs=[chosen], triggers=[page.load, again.click], show_progress="hidden", queue=False)
-    def draw(newest: str | None) -> None:
+    memory = gr.State({})
+
+    @gr.render(inputs=[chosen, memory], triggers=[page.load, again.click], show_progress="hidden", queue=False)
+    def draw(newest: str | None, before: dict[str, Any]) -> None:
         entries = library.scan()
         usable = [entry for entry in entries if entry.info]
-        controls = {entry.name: _card(entry, entry.name == newest, prompt, library) for entry in usable}
+        controls = {}
+        for entry in usable:
+            on, weight = before.get(entry.name, (entry.name == newest, 1.0))
+            switch, slider = controls[entry.name] = _card(entry, on, weight, prompt, library)
+            gr.on(
+                [switch.input, slider.input], partial(_note, entry.name), [memory, switch, slider], memory,
+                trigger_mode="always_last", **QUIET,
+            )  # fmt: skip
         if not usable:
-            gr.Markdown(EMPTY, key="empty")
+            gr.Markdown(EMPTY)
         refused = [entry for entry in entries if not entry.info]
         if refused:
-            with gr.Accordion(f"Refused files: {len(refused)}", open=False, key="refused"):
+            with gr.Accordion(f"Refused files: {len(refused)}", open=False):
                 for entry in refused:
-                    reason = {"value": entry.reason, "label": entry.name, "key": f"no:{entry.name}"}
-                    gr.Textbox(**reason, interactive=False, lines=2, max_lines=6, preserved_by_key=None)
+                    reason = {"value": entry.reason, "label": entry.name}
+                    gr.Textbox(**reason, interactive=False, lines=2, max_lines=6)
 
         def run(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[Any]:  # noqa: B008
             mix = [(entry, values[controls[entry.name][1]]) for entry in usable if values[controls[entry.name][0]]]
@@ -63,25 +76,24 @@ def build(
         halt.click(_halt, flag, status, cancels=[pressed], queue=False, api_visibility="private")
 
 
-def _card(entry: Entry, on: bool, prompt: gr.Textbox, library: Library) -> tuple[gr.Checkbox, gr.Slider]:
-    """The card of one usable file; its switch and its weight. Values outlive a new drawing."""
+def _card(entry: Entry, on: bool, value: float, prompt: gr.Textbox, library: Library) -> tuple[gr.Checkbox, gr.Slider]:
+    """The card of one usable file; its switch and its weight."""
     assert entry.info is not None
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     facts = {"family": entry.info.family, "base": entry.base, "trigger": entry.trigger or "none"}
     spans = " ".join(f"<span><i>{name}</i> {html.escape(text)}</span>" for name, text in facts.items())
-    with gr.Group(elem_classes="card", key=f"card:{entry.name}"):
-        switch = gr.Checkbox(on, label=entry.name, key=f"on:{entry.name}", interactive=True, elem_classes="name")
-        gr.HTML(f"<p class='facts'>{spans}</p>", key=f"facts:{entry.name}", preserved_by_key=None)
+    with gr.Group(elem_classes="card"):
+        switch = gr.Checkbox(on, label=entry.name, interactive=True, elem_classes="name")
+        gr.HTML(f"<p class='facts'>{spans}</p>")
         weight = gr.Slider(
-            LOW, HIGH, 1.0, step=0.05, label=f"Weight of {entry.name}", info="0 is the base, 1 is as trained.",
-            key=f"weight:{entry.name}", interactive=True,
+            LOW, HIGH, value, step=0.05, label=f"Weight of {entry.name}", info="0 is the base, 1 is as trained.",
+            interactive=True,
         )  # fmt: skip
         if entry.trigger:
-            insert = gr.Button("Put the trigger into the prompt", size="sm", key=f"put:{entry.name}")
-            insert.click(lambda text: _with_trigger(text, entry.trigger, library), prompt, prompt, **quiet)
+            insert = gr.Button("Put the trigger into the prompt", size="sm")
+            insert.click(lambda text: _with_trigger(text, entry.trigger, library), prompt, prompt, **QUIET)
             switch.input(
                 lambda is_on, text: _with_trigger(text, entry.trigger, library, only_replace=True) if is_on else text,
-                [switch, prompt], prompt, **quiet,
+                [switch, prompt], prompt, **QUIET,
             )  # fmt: skip
     return switch, weight
 
@@ -90,9 +102,15 @@ def _with_trigger(text: str, trigger: str, library: Library, only_replace: bool 
     """The prompt with `trigger`: instead of nothing or of another adapter's trigger alone, else in front of it."""
     if trigger in text:
         return text
-    if not text.strip() or text.strip() in library.triggers():
+    if not text.strip() or text.strip() in library.triggers() | {START}:
         return trigger
     return text if only_replace else f"{trigger}, {text}"
+
+
+def _note(name: str, memory: dict[str, Any], on: bool, weight: float) -> dict[str, Any]:
+    """Keep what is set on a card for when the cards are drawn anew."""
+    memory[name] = (on, weight)
+    return memory
 
 
 def _halt(flag: StopFlag) -> str:

@@ -23,8 +23,9 @@ class View:
         )
         self.single = gr.Image(label="Picture", buttons=["download", "fullscreen"], elem_classes="large", **large)
         self.gallery = gr.Gallery(
-            label="Pictures of this request", format="png", type="pil", columns=4, fit_columns=False, height="auto",
-            object_fit="cover", allow_preview=False, interactive=False, visible=False, elem_classes="pictures",
+            label="Pictures of this request", show_label=False, format="png", type="pil", height="auto",
+            columns=4, fit_columns=False, object_fit="cover", allow_preview=False, interactive=False, visible=False,
+            elem_classes="pictures",
         )  # fmt: skip
         self.parts = [self.slider, self.single, self.gallery]
 

@@ -18,7 +18,6 @@ from ui.view import View
 
 GPU = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """One worker makes all pictures; other requests queue."""
-START = "a photo of a red ball"
 FIELDS = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "num_images")
 
 
@@ -97,7 +96,7 @@ def build(studio: Studio, library: Library) -> None:
 
 def prompt_box(library: Library) -> gr.Textbox:
     """The prompt, at first the trigger of the newest adapter."""
-    first = lambda: getattr(library.newest(), "trigger", "") or START  # noqa: E731
+    first = lambda: getattr(library.newest(), "trigger", "") or cards.START  # noqa: E731
     control = {**Request.control("prompt"), "value": first}
     return gr.Textbox(label="Prompt", lines=2, max_lines=6, autofocus=True, **control)
 

@@ -63,4 +63,5 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
     lines = [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab(), ensure_ascii=False), encoding="utf-8")
+    vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

@@ -41,6 +41,7 @@ def stir(values: Iterable[Tensor], seed: int = 2, strength: float = 0.2) -> None
 def adapt(model: Any, families: Iterable[str] | None = None, **options: Any) -> AdapterSet:
     """Attach one stirred adapter per family, each of its own weight, under the family's name."""
     names = list(families if families is not None else FAMILIES)
+    torch.manual_seed(0)
     for family in names:
         adapter_set = add_adapter(model, family, family, **{**small(family), **options})
     stir(adapter_set.parameters())

@@ -33,8 +33,8 @@ from diffusion_adapters.attach import match_targets
 from diffusion_adapters.file import read_safetensors
 from tests.hosts import TOLERANCE, adapt, build, distance, merge, pipeline, run, sample, small, stir
 
-HOST = "unet_sd15"
-PLACE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+HOST = "flux"
+PLACE = "transformer_blocks.0.attn.to_q"
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -160,9 +160,9 @@ def test_a_pipeline_takes_every_verb(tmp_path: Path) -> None:
 
 
 def test_coverage_tells_what_ran(model: nn.Module) -> None:
-    add_adapter(model, "one", rank=1, target_modules=["mid_block"])
+    add_adapter(model, "one", rank=1, target_modules=["single_transformer_blocks"])
     assert set(coverage(model).values()) == {False}
-    assert all(place.startswith("unet.mid_block.") for place in coverage(model))
+    assert all(place.startswith("transformer.single_transformer_blocks.") for place in coverage(model))
     run(model, HOST)
     assert set(coverage(model).values()) == {True}
     set_adapters(model, [])
@@ -288,9 +288,9 @@ def test_a_rank_too_large_names_the_place(model: nn.Module, base: Tensor, family
     if "rank" not in fields:
         pytest.skip("has no rank")
     with pytest.raises(
-        ValueError, match=r"^down_blocks\.0\..*\.to_\w+.*, weight \(8, \d+\): rank 9 exceeds min"
+        ValueError, match=r"^transformer_blocks\.0\.attn\.to_\w+, weight \(16, 16\): rank 17 exceeds min"
     ) as caught:
-        add_adapter(model, "one", family, rank=9)
+        add_adapter(model, "one", family, rank=17)
     assert "\n" not in str(caught.value)
     assert list_adapters(model) == {}
     assert not model._forward_pre_hooks

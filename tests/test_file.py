@@ -32,8 +32,8 @@ from diffusion_adapters import (
 from diffusion_adapters.file import FORMAT, FORMAT_VERSION, read_adapter, read_safetensors, write_safetensors
 from tests.hosts import build, pipeline, run, sample, small, stir
 
-HOST = "unet_sd15"
-PLACE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+HOST = "flux"
+PLACE = "transformer_blocks.0.attn.to_q"
 ROOT = Path(__file__).parents[1]
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -156,7 +156,7 @@ def test_a_loaded_adapter_trains_only_if_asked(tmp_path: Path, model: nn.Module,
 
     load_adapter(model, path, "frozen")
     load_adapter(model, path, "trained", trainable=True)
-    adapter_set = adapter_sets(model)["unet"]
+    adapter_set = adapter_sets(model)["transformer"]
     for name, trained in (("frozen", False), ("trained", True)):
         assert {p.requires_grad for adapter in adapter_set.of(name).values() for p in adapter.parameters()} == {trained}
 
@@ -194,32 +194,34 @@ def test_a_fresh_process_computes_the_same(tmp_path: Path) -> None:
 )
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, model: nn.Module, family: str, fault: str) -> None:
     path = saved(tmp_path, family)
-    key = sorted(key for key, value in parts(path)[0].items() if key.startswith(f"unet.{PLACE}:"))[0]
+    key = sorted(key for key, value in parts(path)[0].items() if key.startswith(f"transformer.{PLACE}:"))[0]
     name = key.rpartition(":")[2]
     text = {
         "missing": rf"{PLACE}, weight \(16, 16\): .*missing {name}",
         "unexpected": rf"{PLACE}, weight \(16, 16\): unexpected extra",
         "misshapen": rf"{PLACE}, weight \(16, 16\): {name} has shape .* instead of",
         "place missing": rf"incomplete: 1 projections are missing, the first is {PLACE}",
-        "place unknown": r"made for another base, .*: 1 of \d+ projections do not exist here, .* mid_block\.x",
-        "nan": rf"unet\.{PLACE}:\w+.* is not finite",
-        "inf": rf"unet\.{PLACE}:\w+.* is not finite",
+        "place unknown": r"made for another base, .*: 1 of \d+ projections do not exist here, .* blocks\.x",
+        "nan": rf"transformer\.{PLACE}:\w+.* is not finite",
+        "inf": rf"transformer\.{PLACE}:\w+.* is not finite",
     }
 
     def change(tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         if fault == "missing":
             del tensors[key]
         elif fault == "unexpected":
-            tensors[f"unet.{PLACE}:extra"] = torch.zeros(2)
+            tensors[f"transformer.{PLACE}:extra"] = torch.zeros(2)
         elif fault == "misshapen":
             tensors[key] = torch.zeros((*tensors[key].shape, 3), dtype=tensors[key].dtype)
         elif fault == "place missing":
-            for other in [other for other in tensors if other.startswith(f"unet.{PLACE}:")]:
+            for other in [other for other in tensors if other.startswith(f"transformer.{PLACE}:")]:
                 del tensors[other]
         elif fault == "place unknown":
-            tensors["unet.mid_block.x:A"] = torch.zeros(2, 2)
+            tensors["transformer.blocks.x:A"] = torch.zeros(2, 2)
         else:
-            value = next(v for k, v in tensors.items() if k.startswith(f"unet.{PLACE}:") and v.is_floating_point())
+            value = next(
+                v for k, v in tensors.items() if k.startswith(f"transformer.{PLACE}:") and v.is_floating_point()
+            )
             value.view(-1)[0] = float(fault)
 
     assert_refused(model, rewrite(path, change), text[fault])
@@ -232,7 +234,8 @@ def test_an_adapter_that_is_not_finite_is_not_saved(model: nn.Module, tmp_path: 
     with torch.no_grad():
         next(adapter_set.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(
-        ValueError, match=r"unet\.down_blocks.*\.to_q:\w+ is not finite in torch\.float32; nothing was saved"
+        ValueError,
+        match=r"transformer\.transformer_blocks.*\.to_q:\w+ is not finite in torch\.float32; nothing was saved",
     ):
         save_adapter(model, "one", path)
     assert path.read_bytes() == before
@@ -241,23 +244,25 @@ def test_an_adapter_that_is_not_finite_is_not_saved(model: nn.Module, tmp_path: 
 # ---- another base ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", ["unet_sdxl", "flux", "unet_kandinsky22"])
+@pytest.mark.parametrize("other", ["sd3", "unet_sd15", "sd3_controlnet"])
 @every_family
 def test_another_base_is_refused_by_name(tmp_path: Path, model: nn.Module, family: str, other: str) -> None:
     path = saved(tmp_path, family, host=other)
     made_for = type(build(other)).__name__
-    text = rf"made for another base, {made_for} .*\[[0-9a-f]{{16}}\]; this is UNet2DConditionModel .*\[[0-9a-f]{{16}}\]"
+    text = (
+        rf"made for another base, {made_for} .*\[[0-9a-f]{{16}}\]; this is FluxTransformer2DModel .*\[[0-9a-f]{{16}}\]"
+    )
     assert_refused(model, path, text)
 
 
 def test_another_width_is_refused(tmp_path: Path, model: nn.Module) -> None:
-    from diffusers import UNet2DConditionModel
+    from diffusers import FluxTransformer2DModel
 
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}  # type: ignore[union-attr,operator]
-    wide = UNet2DConditionModel(**{**config, "block_out_channels": (16, 16)})
+    wide = FluxTransformer2DModel(**{**config, "num_attention_heads": 3})
     add_adapter(wide, "one", rank=1)
     path = save_adapter(wide, "one", tmp_path / "one.safetensors")
-    assert_refused(model, path, r"made for another base, UNet2DConditionModel .*: its sizes are others")
+    assert_refused(model, path, r"made for another base, FluxTransformer2DModel .*: its sizes are others")
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if FAMILIES[family].reads_weight])
@@ -397,8 +402,8 @@ def test_a_header_length_that_looks_like_a_pickle_loads(file: Path, model: nn.Mo
         ({"config": {"rank": "2"}}, r"rank must be int, got '2'"),
         ({"config": [2]}, r"damaged header"),
         ({"base": {}}, r"damaged header"),
-        ({"base": {"unet": {"name": "x"}}}, r"damaged header"),
-        ({"base": {"unet": 3}}, r"damaged header"),
+        ({"base": {"transformer": {"name": "x"}}}, r"damaged header"),
+        ({"base": {"transformer": 3}}, r"damaged header"),
         ({"target_modules": 3}, r"damaged header"),
         ({"target_modules": ["nosuch"]}, r"unknown target 'nosuch'"),
         ({"training": None}, r"damaged header"),

@@ -41,7 +41,7 @@ def test_options_of_a_family_do_not_collide_with_the_scripts(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_the_family(family):
-    config, adapter = parse("--adapter", family)
+    config, adapter = parse("--adapter", family, "--pretrained_model_name_or_path", OTHER)
     assert config.adapter == family
     assert adapter == FAMILIES[family].Config()
 

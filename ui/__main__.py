@@ -74,7 +74,11 @@ def serve(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="diffusion-adapters-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # its default is one folder for all users of a computer
         page = build(studio, library)
-        _, url, _ = open_page(page, prevent_thread_lock=True, **settings)
+        try:
+            _, url, _ = open_page(page, prevent_thread_lock=True, **settings)
+        except OSError as error:
+            where = f"--port {args.port} is" if args.port else "ports 7860 to 7959 are"
+            raise OSError(f"{where} not free: give another --port") from error
         print(f"{len(entries) - refused} adapters, {refused} refused. Ready in {time.perf_counter() - start:.1f} s.")
         print(f"Open {url} in a browser; Ctrl+C ends the app.", flush=True)
         page.block_thread()

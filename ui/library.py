@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +97,13 @@ class Library:
 
     def plain(self, error: BaseException) -> str:
         """What an error says, without the server's folders."""
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        for entry in self.entries.values():
-            text = text.replace(str(entry.path), entry.path.name)
-        return hide_folders(text)
+        return _plain(error, self.entries.values())
 
     def _examined(self, entry: Entry) -> Entry:
         try:
             return dataclasses.replace(entry, info=self.examine(entry))
         except ERRORS as error:
-            text = str(error).replace(str(entry.path), entry.path.name)
-            return dataclasses.replace(entry, reason=hide_folders(text))
+            return dataclasses.replace(entry, reason=_plain(error, [entry]))
 
     def _files(self) -> Iterator[tuple[Path, str]]:
         """Path and wanted name of each file: what was given, and in folders what is ours or damaged."""
@@ -132,6 +128,13 @@ def is_foreign(path: Path) -> bool:
             return FORMAT not in (file.metadata() or {})
     except (*ERRORS, safetensors.SafetensorError):
         return False
+
+
+def _plain(error: BaseException, entries: Iterable[Entry]) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    for entry in entries:
+        text = text.replace(str(entry.path), entry.path.name)
+    return hide_folders(text)
 
 
 def hide_folders(text: str) -> str:

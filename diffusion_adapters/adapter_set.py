@@ -76,7 +76,9 @@ class AdapterSet(nn.Module):
         """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
         self.check_free(name)
         check_weights({name: weight})
-        self.adapters[name] = nn.ModuleDict({path.replace(".", "/"): adapter for path, adapter in adapters.items()})
+        self.adapters[_key(name)] = nn.ModuleDict(
+            {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
+        )
         self.infos[name] = info
         self.set_weights({**self.weights, name: weight})
 
@@ -84,13 +86,13 @@ class AdapterSet(nn.Module):
         """Delete the adapter `name`. Without adapters the denoiser is as it was."""
         self.check(name)
         self._refuse_while_fused("delete adapters")
-        del self.adapters[name], self.infos[name]
+        del self.adapters[_key(name)], self.infos[name]
         self.set_weights({other: weight for other, weight in self.weights.items() if other != name})
 
     def of(self, name: str) -> dict[str, Adapter]:
         """The adapters of `name` by path."""
         self.check(name)
-        return {key.replace("/", "."): adapter for key, adapter in self.adapters[name].items()}  # type: ignore[operator]
+        return {key.replace("/", "."): adapter for key, adapter in self.adapters[_key(name)].items()}  # type: ignore[operator]
 
     def check_free(self, name: str) -> None:
         """Raise ValueError if `name` is taken or cannot be a name, RuntimeError while adapters are fused."""
@@ -188,6 +190,10 @@ class AdapterSet(nn.Module):
             raise RuntimeError(
                 f"cannot {action} while adapters are fused into the weights; call unfuse_adapters() first"
             )
+
+
+def _key(name: str) -> str:
+    return f":{name}"  # an adapter may be called `train` or `half`, which are attributes of every module
 
 
 def check_weights(weights: Mapping[str, Any]) -> None:

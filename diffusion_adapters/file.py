@@ -189,5 +189,6 @@ def describe_base(denoiser: nn.Module) -> dict[str, Any]:
     config = getattr(denoiser, "config", {})
     places = {path: (p.out_features, p.in_features) for path, p in AdapterSet(denoiser).projections().items()}
     digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest()[:16]
-    name = str(config.get("_name_or_path", "")) if hasattr(config, "get") else ""
-    return {"name": Path(name).name, "class": type(denoiser).__name__, "fingerprint": digest}
+    place = Path(str(config.get("_name_or_path", "")) if hasattr(config, "get") else "")
+    name = place.parent.name if place.name in ("unet", "transformer", "transformer_2", "prior") else place.name
+    return {"name": name, "class": type(denoiser).__name__, "fingerprint": digest}

@@ -468,3 +468,11 @@ def test_loading_with_a_wrong_weight_attaches_nothing(model: nn.Module, base: Te
 def test_every_public_name_is_there() -> None:
     assert sorted(set(diffusion_adapters.__all__)) == sorted(diffusion_adapters.__all__)
     assert all(hasattr(diffusion_adapters, name) for name in diffusion_adapters.__all__)
+
+
+@pytest.mark.parametrize("name", ["train", "half", "keys", "parameters"])
+def test_an_adapter_may_have_the_name_of_a_method(model: nn.Module, base: Tensor, name: str) -> None:
+    stir(add_adapter(model, name, rank=1).parameters())
+    assert not torch.equal(run(model, HOST), base)
+    delete_adapters(model, name)
+    assert torch.equal(run(model, HOST), base)

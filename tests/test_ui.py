@@ -39,7 +39,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library.mkdir()
     pipe = DiffusionPipeline.from_pretrained(base)
     for seed, name in enumerate(("red", "blue")):
-        stir(add_adapter(pipe, name, "lora").adapters[name].parameters(), seed=seed, strength=0.6)
+        own = add_adapter(pipe, name, "lora").of(name).values()
+        stir([value for adapter in own for value in adapter.parameters()], seed=seed, strength=0.6)
         save_adapter(pipe, name, library / f"dreambooth-{name}" / "adapter.safetensors", trigger=f"a {name} cat")
     sound = (library / "dreambooth-red" / "adapter.safetensors").read_bytes()
     (library / "broken.safetensors").write_bytes(sound[: len(sound) // 2])
@@ -98,7 +99,7 @@ def test_library_lists_ours_and_says_why_others_are_refused(app: tuple[Studio, L
     assert str(root) not in entries["broken"].reason
     red = entries["dreambooth-red"].describe()
     assert red == {
-        "name": "dreambooth-red", "family": "lora", "trigger": "a red cat", "base": "UNet2DConditionModel",
+        "name": "dreambooth-red", "family": "lora", "trigger": "a red cat", "base": "UNet2DConditionModel base",
         "refused": None,
     }  # fmt: skip
 

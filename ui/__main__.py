@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_adapters.__main__ import load_base
+from diffusion_adapters.__main__ import POCKET_GUIDANCE, load_base
 from diffusion_adapters.options import argument_parser
-
-POCKET_GUIDANCE = 2.5
-"""Guidance that suits the embedded base; 4 oversaturates it."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from accelerate import cpu_offload
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from diffusers.models import attention_processor
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -39,6 +40,13 @@ Event = Callable[[Any], None]
 READS_NO_WEIGHT = [family for family in FAMILIES if not FAMILIES[family].reads_weight]
 
 every_host = pytest.mark.parametrize("host", HOSTS)
+
+
+@pytest.fixture(autouse=True)
+def same_backend_afterwards() -> Iterator[None]:
+    """`set_attention_backend` is for the whole process: other tests compare bitwise with fresh ones."""
+    with mock.patch.object(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend):
+        yield
 
 
 # ---- calls that replace, copy or fuse processors ---------------------------------------------------------------------

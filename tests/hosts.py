@@ -52,10 +52,10 @@ def adapt(model: Any, families: Iterable[str] | None = None, **options: Any) -> 
 def merge(bare: nn.Module, adapter_set: AdapterSet) -> nn.Module:
     """Add the active adapters to the weights of `bare`, a model of the same base without adapters."""
     with torch.no_grad():
-        for name, weight in adapter_set.weights.items():
-            for path, adapter in adapter_set.of(name).items():
-                frozen = adapter_set.projections()[path].base.weight.detach().float()
-                bare.get_submodule(path).weight += weight * adapter.delta_weight(frozen)
+        for path in adapter_set.projections():
+            weight = bare.get_submodule(path).weight
+            active = [(adapter_set.of(name).get(path), factor) for name, factor in adapter_set.weights.items()]
+            weight += sum(factor * adapter.delta_weight(weight) for adapter, factor in active if adapter is not None)
     return bare
 
 

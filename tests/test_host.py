@@ -644,19 +644,13 @@ def test_peft_lora_and_ours_act_together(first: str) -> None:
         run(model, host)
         add_peft(model)
     add_peft(peft)
-    both, ours = build(host), build(host)
+    both = build(host)
     with torch.no_grad():
         for path in adapter_set.projections():
             layer = peft.get_submodule(path)
             if hasattr(layer, "get_delta_weight"):
                 both.get_submodule(path).weight += layer.get_delta_weight("peft")
-            for plain in (both, ours):
-                weight = plain.get_submodule(path).weight
-                total = [
-                    factor * adapter_set.of(name)[path].delta_weight(weight)
-                    for name, factor in adapter_set.weights.items()
-                ]
-                weight += sum(total)
+    both, ours = merge(both, adapter_set), merge(build(host), adapter_set)
     base, ours_alone = run(build(host), host), run(ours, host)
     assert distance(run(model, host), run(both, host), base) < TOLERANCE
     model.disable_adapters()
@@ -771,11 +765,28 @@ def test_int8_weights_of_torchao_keep_adapters() -> None:
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 plain.get_submodule(path).weight.copy_(module.weight.dequantize())
-        for name, weight in adapter_set.weights.items():
-            for path, adapter in adapter_set.of(name).items():
-                target = plain.get_submodule(path).weight
-                target += weight * adapter.delta_weight(model.get_submodule(path).weight.dequantize())
+    merge(plain, adapter_set)
     assert distance(run(model, host), run(plain, host), base) < 1e-2
     assert all(bool(gradient.any()) for gradient in gradients_of(model, host, adapter_set)[-4:])
+    with pytest.raises(RuntimeError, match="unquantized"):
+        fuse_adapters(model)
+
+
+def test_int8_layers_of_bitsandbytes_keep_adapters() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    host = "flux"
+    model = build(host)
+    for path in [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "attn" in path]:
+        linear: Any = model.get_submodule(path)
+        quantized = bitsandbytes.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+        )
+        quantized.load_state_dict(linear.state_dict())
+        model.set_submodule(path, quantized.to("cpu"))
+    base = run(model, host)
+    adapter_set = adapt(model, READS_NO_WEIGHT)
+    bare = run(build(host), host)
+    wanted = run(merge(build(host), adapter_set), host) - bare
+    assert (run(model, host) - base - wanted).norm() < 0.1 * wanted.norm()
     with pytest.raises(RuntimeError, match="unquantized"):
         fuse_adapters(model)

@@ -23,11 +23,13 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     choices: Sequence[Any] | None = None,
+    secret: bool = False,
 ) -> Any:
-    """A field of an `Options` class. `ge, gt, le, lt` bound a number; `choices` lists the allowed values."""
+    """A field of an `Options` class. `ge, gt, le, lt` bound a number, or each of several; `choices` lists the allowed
+    values. What is `secret` is shown by no repr and no message, and written to no file."""
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {"help": help, "bounds": {k: v for k, v in bounds.items() if v is not None}, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, repr=not secret, metadata={**metadata, "secret": secret})
 
 
 _BOUNDS = {
@@ -70,22 +72,34 @@ class Options:
                 raise ValueError(f"unknown option {name!r} for {cls.__name__}, {nearest(name, known)}")
         return cls(**values)
 
+    @classmethod
+    def items(cls, name: str) -> type:
+        """The type of one element of the tuple `name`."""
+        hint = typing.get_type_hints(cls)[name]
+        parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        return next(typing.get_args(part)[0] for part in parts if typing.get_origin(part) is tuple)
+
     def as_dict(self) -> dict[str, Any]:
-        """Names and values, in the order of declaration; paths as text, so that it can be written as JSON or TOML."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        """Names and values but secrets, in the order of declaration; paths as text, as JSON and TOML want it."""
+        shown = [field.name for field in dataclasses.fields(self) if not field.metadata.get("secret")]
+        return {name: _plain(getattr(self, name)) for name in shown}
 
     def _checked(self, field: dataclasses.Field[Any], value: Any) -> Any:
         kind, optional = self.kinds()[field.name]
         if value is None and optional:
             return None
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return tuple(self._checked_one(field, item, self.items(field.name)) for item in value)
+        return self._checked_one(field, value, kind)
+
+    def _checked_one(self, field: dataclasses.Field[Any], value: Any, kind: type) -> Any:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if kind is Path and isinstance(value, str):
             value = Path(value)
-        if kind is tuple and isinstance(value, list):
-            value = tuple(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"{field.name} must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+            said = "a value" if field.metadata.get("secret") else repr(value)
+            raise TypeError(f"{field.name} must be {kind.__name__}, got {said} ({type(value).__name__})")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name} must be a finite number, got {value}")
         choices = field.metadata.get("choices")
@@ -96,6 +110,12 @@ class Options:
             if not holds(value, bound):
                 raise ValueError(f"{field.name} must be {words} {bound}, got {value}")
         return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return str(value) if isinstance(value, Path) else value
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -124,8 +144,9 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Options], title
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
-            settings.update(nargs="+", metavar="NAME")
-        else:
+            kind = options.items(field.name)
+            settings["nargs"] = "+"
+        if kind is not bool:
             settings.update(type=kind, choices=field.metadata.get("choices"))
             if settings["choices"] is None:
                 settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")

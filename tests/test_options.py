@@ -19,6 +19,8 @@ class Sample(Options):
     fast: bool = option(True, "hurry")
     folder: Path | None = option(None, "where")  # noqa: RUF009
     names: tuple[str, ...] | None = option(None, "who")
+    sizes: tuple[float, ...] = option((1.0,), "how large", ge=0)
+    key: str | None = option(None, "what opens it", secret=True)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,10 @@ class Sample(Options):
         ({"count": True}, TypeError, "count must be int, got True (bool)"),
         ({"count": None}, TypeError, "count must be int, got None (NoneType)"),
         ({"fast": 1}, TypeError, "fast must be bool, got 1 (int)"),
+        ({"sizes": [1, -2]}, ValueError, "sizes must be at least 0, got -2.0"),
+        ({"sizes": [1, "2"]}, TypeError, "sizes must be float, got '2' (str)"),
+        ({"sizes": 1.0}, TypeError, "sizes must be tuple, got 1.0 (float)"),
+        ({"key": 1234}, TypeError, "key must be str, got a value (int)"),
         ({"cuont": 3}, ValueError, "unknown option 'cuont' for Sample, did you mean 'count'? available: count, fast"),
     ],
 )
@@ -48,13 +54,22 @@ def test_values_are_brought_to_their_kind() -> None:
     assert (sample.folder, sample.names, sample.count) == (Path("here"), ("a", "b"), 3)
     assert isinstance(Sample(count=2, rate=0.5).rate, float)
     assert sample.as_dict()["folder"] == "here"
+    assert Sample.from_mapping({"sizes": [1, 2]}).sizes == (1.0, 2.0)
+
+
+def test_a_secret_is_not_shown() -> None:
+    sample = Sample(key="open sesame")
+    assert sample.key == "open sesame"
+    assert "sesame" not in f"{sample!r} {sample.as_dict()}"
 
 
 def test_flags_and_help_come_from_the_declaration(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argument_parser("What it does.")
     add_arguments(parser, Sample, "sample")
-    args = parser.parse_args(["--count", "4", "--no-fast", "--names", "x", "y", "--folder", "there"])
-    assert from_namespace(Sample, args) == Sample(count=4, fast=False, names=("x", "y"), folder=Path("there"))
+    args = parser.parse_args(["--count", "4", "--no-fast", "--names", "x", "y", "--folder", "there", "--sizes", "2"])
+    assert from_namespace(Sample, args) == Sample(
+        count=4, fast=False, names=("x", "y"), folder=Path("there"), sizes=(2.0,)
+    )
     parser.print_help()
     text = capsys.readouterr().out
     for part in ("--count N", "how many, 100% of them (default: 3)", "--no-fast", "{plain,fancy}", "where\n"):

@@ -90,16 +90,21 @@ def missing(name: str) -> str:
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The denoiser of a row, in evaluation mode, every parameter drawn anew from `seed`.
-
-    Training starts many layers at zero (gates, last projections), behind which an adapter would not be seen. Matrices
-    keep the variance of what they multiply, gains stay near 1, other vectors near 0.
-    """
+    """The denoiser of a row, in evaluation mode, every parameter drawn anew from `seed`."""
     row = ZOO[name]
     cls = getattr(importlib.import_module(attending_classes()[row.cls]), row.cls)
     model: nn.Module = cls(**row.config)
     if row.prepare:
         row.prepare(model)
+    redraw(model, seed)
+    return model.eval()
+
+
+def redraw(model: nn.Module, seed: int) -> None:
+    """Draw every parameter anew: training starts many layers at zero, behind which an adapter would not be seen.
+
+    Matrices keep the variance of what they multiply, gains stay near 1, other vectors near 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -108,7 +113,6 @@ def build(name: str, seed: int = 0) -> nn.Module:
                 parameter.copy_(noise / math.sqrt(parameter[0].numel()))
             else:
                 parameter.copy_(0.1 * noise + key.endswith("weight"))
-    return model.eval()
 
 
 def run(model: nn.Module, name: str, seed: int = 1, grad: bool = False) -> Tensor:

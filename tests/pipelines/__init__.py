@@ -1,0 +1,47 @@
+"""Tiny random stock pipelines, built in code, one per pipeline class that a base drives. `PIPELINES` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from diffusion_adapters.registry import Registry
+from tests.denoisers import redraw
+
+PIPELINES: Registry[Callable[[], DiffusionPipeline]] = Registry("tiny pipeline", "tests.pipelines")
+SIDE = 64
+"""Pictures of this side, in pixels, suit every pipeline here."""
+CALLS: dict[str, dict[str, Any]] = {
+    "sana": {"use_resolution_binning": False, "guidance_scale": 2.0},
+    "qwen_image": {"true_cfg_scale": 2.0, "negative_prompt": " "},
+}
+"""What the pipelines are called with that are not called with `guidance_scale` alone."""
+
+
+def build(name: str, seed: int = 0) -> DiffusionPipeline:
+    """The pipeline of that name, its denoiser drawn anew from `seed`, silent."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = PIPELINES[name]()
+    denoiser = pipeline.components.get("transformer") or pipeline.components["unet"]
+    redraw(denoiser, seed)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(name: str, folder: Path, seed: int = 0) -> Path:
+    """Write the pipeline of that name."""
+    build(name, seed).save_pretrained(folder)
+    return folder
+
+
+def sample(pipeline: DiffusionPipeline, name: str, prompt: str, seed: int = 0, **settings: Any) -> np.ndarray:
+    """A picture in two steps with guidance, (h, w, 3) in [0, 1]."""
+    settings = {**CALLS.get(name, {"guidance_scale": 2.0}), "num_inference_steps": 2, **settings}
+    generator = torch.Generator().manual_seed(seed)
+    return pipeline(prompt=prompt, height=SIDE, width=SIDE, generator=generator, output_type="np", **settings).images[0]

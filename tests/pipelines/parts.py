@@ -1,0 +1,83 @@
+"""Parts that several tiny pipelines share: tokenizers trained on a few words, language models, autoencoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+    Qwen3Config,
+)
+
+WORDS = "a photo of sks cat red blue in under water desert studio"
+NARROW = {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
+NARROW |= {"bos_token_id": 0, "eos_token_id": 0}
+"""A language model small enough for tests, whatever its class."""
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def _trained(tokenizer: Any, texts: Sequence[str], **options: Any) -> Any:
+    """The same kind of tokenizer, with a token for each frequent word of `texts`."""
+    words = [" " + word for text in (WORDS, *texts) for word in text.split()]
+    return tokenizer.train_new_from_iterator(words * 2, 900, show_progress=False, **options)
+
+
+def gemma_tokenizer(*texts: str) -> PreTrainedTokenizerBase:
+    """A byte-pair tokenizer of whole words that opens every text with <bos>."""
+    tokenizer = _trained(GemmaTokenizer(add_bos_token=True), texts)
+    tokenizer.add_bos_token = True
+    return tokenizer
+
+
+def qwen_tokenizer(*texts: str) -> PreTrainedTokenizerBase:
+    """A byte-level tokenizer with the chat template of the Qwen family."""
+    tokenizer = _trained(Qwen2Tokenizer(), texts, new_special_tokens=["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def gemma(tokenizer: PreTrainedTokenizerBase) -> Gemma2Model:
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=12, num_hidden_layers=2, head_dim=6, sliding_window=2048, **NARROW
+    )
+    return Gemma2Model(config).eval()
+
+
+def qwen3(tokenizer: PreTrainedTokenizerBase, layers: int) -> Qwen3Config:
+    return Qwen3Config(vocab_size=len(tokenizer), hidden_size=12, num_hidden_layers=layers, head_dim=6, **NARROW)
+
+
+def autoencoder(levels: int, latent_channels: int = 4, **options: Any) -> AutoencoderKL:
+    """Halves the side `levels` - 1 times. Mean and spread of the latents are unlike those of the standard normal."""
+    options = {"scaling_factor": 0.7, "shift_factor": 0.3, **options}
+    return AutoencoderKL(**_blocks(levels), latent_channels=latent_channels, sample_size=32, **options).eval()
+
+
+def _blocks(levels: int) -> dict[str, Any]:
+    down, up = ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels
+    shared = {"layers_per_block": 1, "norm_num_groups": 4, "block_out_channels": (8,) * levels}
+    return {"down_block_types": down, "up_block_types": up, **shared}
+
+
+def flux2_autoencoder() -> AutoencoderKLFlux2:
+    """A factor of 8, with running statistics of its own."""
+    vae = AutoencoderKLFlux2(**_blocks(4), latent_channels=4, sample_size=32)
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae.eval()
+
+
+def flow(**options: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**options)

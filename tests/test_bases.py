@@ -62,7 +62,7 @@ def test_a_perfect_predictor_has_no_loss_and_lands_on_the_image(tmp_path, folder
     config.write_text(json.dumps({**json.loads(config.read_text()), "prediction_type": kind}))
     base = load(tmp_path / "base", snr_gamma=gamma)
     batch = a_batch(base)
-    posterior, _ = draw(batch["seeds"], (4, 8, 8))
+    posterior, _ = draw(batch["seeds"], (4, 8, 8), (4, 8, 8))
     mean, log_variance = batch["moments"].chunk(2, 1)
     clean = (mean + posterior * (log_variance / 2).exp()) * base.pipeline.vae.config.scaling_factor
     perfect = Perfect(clean, base.noise.alphas_cumprod, kind)
@@ -89,7 +89,7 @@ def test_a_sample_is_the_same_in_any_batch(folder):
 
 
 def test_noise_is_normal_and_independent():
-    first, second = draw(torch.arange(4000), (2,))
+    first, second = draw(torch.arange(4000), (2,), (2,))
     for noise in (first, second):
         assert abs(noise.mean()) < 0.05
         assert abs(noise.std() - 1) < 0.05
@@ -135,5 +135,5 @@ def test_what_is_no_base_is_refused_with_the_reason(tmp_path, folder, monkeypatc
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "MarigoldDepthPipeline"}))
     said = message(tmp_path / "other")
     assert said.endswith(
-        "is a MarigoldDepthPipeline, which no file in train/bases/ drives; available: stablediffusionpipeline"
+        "is a MarigoldDepthPipeline, which no file in train/bases/ drives; available: StableDiffusionPipeline"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +15,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffusion_adapters.options import Options, option
 from diffusion_adapters.registry import Registry
+from train.bases.latents import draw, normalized
+from train.bases.options import BaseOptions, refuse
 from train.losses import Prediction
 
+LOG = logging.getLogger("train")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaseOptions(Options):
-    title: ClassVar[str] = "base"
-    pretrained_model_name_or_path: str = option("pipelines/pocket", "folder or Hub id of a diffusers pipeline")
-    revision: str | None = option(None, "branch, tag or commit on the Hub")
-    variant: str | None = option(None, "variant of the weight files, such as fp16")
-    snr_gamma: float | None = option(None, "min-SNR weighting of the loss, 5.0 in the paper (default: none)", gt=0)
-
-
 class Base(ABC):
-    """A frozen pipeline and how to drive it. A file of `train/bases/` registers one for its pipeline class."""
+    """A frozen pipeline and how to drive it. A file of `train/bases/` registers one for its pipeline class.
+
+    Built on `flow.FlowBase` or `discrete.DiscreteBase`: their `noised(batch)` makes noisy latents, timesteps and target.
+    """
 
     component: ClassVar[str] = "unet"
     load_arguments: ClassVar[Mapping[str, Any]] = {}
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Those of the flags in `options.DEPENDENT` that have an effect on it."""
 
     def __init__(self, pipeline: Any, options: BaseOptions) -> None:
         self.pipeline = pipeline
@@ -42,42 +41,78 @@ class Base(ABC):
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
+        self.dtype: torch.dtype = self.denoiser.dtype  # type: ignore[assignment]
 
     @property
     def denoiser(self) -> nn.Module:
         """The UNet or transformer that adapters go into."""
         return getattr(self.pipeline, self.component)
 
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The text encoders by the pipeline's name for them; one that the pipeline goes without is left out."""
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and isinstance(part, nn.Module)}
+
     @classmethod
     @abstractmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
         """(side it was trained at, what any side is a multiple of) in pixels, by the components' configurations."""
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) in [-1, 1] -> what is cached of them, such as latent moments (b, 2c, h', w')."""
+        """(b, 3, h, w) in [-1, 1] -> what is cached of them: latent moments (b, 2c, h', w')."""
+        vae = self.pipeline.vae
+        own = vae.dtype
+        if own == torch.float16 and vae.config.get("force_upcast"):
+            vae.to(torch.float32)
+        moments = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.parameters
+        vae.to(own)
+        return moments
+
+    def latents(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(latents as the denoiser knows them, noise), both (b, c, h', w') in fp32, drawn from the samples' seeds."""
+        mean, log_variance = batch["moments"].float().chunk(2, dim=1)
+        posterior, noise = self.drawn(batch, mean)
+        latents = mean + posterior * (log_variance.clamp(-30, 20) / 2).exp()
+        return normalized(latents, self.pipeline.vae.config), noise
+
+    def drawn(self, batch: Mapping[str, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the posterior is sampled with, noise with its offset), both normal and of the shape of `like`."""
+        shape, flat = like.shape[1:], (like.shape[1], *[1] * (like.dim() - 2))
+        posterior, noise, offset = (value.to(like.device) for value in draw(batch["seeds"], shape, shape, flat))
+        return posterior, noise + (self.options.noise_offset or 0.0) * offset
 
     @abstractmethod
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Prompts -> what the denoiser is told, by name, each (b, ...)."""
+        """Prompts -> what the denoiser is told, by name, each (b, ...) and of one length whatever the prompt.
+
+        Differentiable in the parameters of `text_encoders` that require a gradient; normally none does.
+        """
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, batch: Mapping[str, Tensor]) -> Prediction:
         """Noise the cached images of `batch`, run `denoiser`, return prediction, target and weights.
 
         The noise comes from `draw(batch["seeds"], ...)` and its level from `batch["spread"]`, (b,) uniform in [0, 1):
-        a sample is the same in any batch on any process.
+        a sample is the same in any batch on any process. Prediction and target are plain latents, (b, c, h', w').
         """
+
+    def warn_of_cuts(self, tokenizer: Any, prompts: Sequence[str], limit: int | None = None) -> None:
+        """Say which prompts are longer than the tokenizer, or `limit`, lets pass."""
+        limit = limit or tokenizer.model_max_length
+        marks = tokenizer.num_special_tokens_to_add()
+        for prompt in prompts:
+            if len(tokenizer(prompt).input_ids) > limit:
+                LOG.warning(f"only the first {limit - marks} tokens are read of: {prompt}")
 
 
 BASES: Registry[type[Base]] = Registry("base", "train.bases")
 
 
-def draw(seeds: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Two normal tensors of `shape` from each seed: twice (b, *shape), on the CPU."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-    first, second = ([torch.randn(tuple(shape), generator=own) for own in generators] for _ in range(2))
-    return torch.stack(first), torch.stack(second)
+def latent_factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent, of a VAE with this configuration."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 @dataclass(frozen=True)
@@ -106,9 +141,11 @@ def inspect_base(options: BaseOptions) -> BaseInfo:
         raise FileNotFoundError(f"--pretrained_model_name_or_path {source}: {what} ({said})") from None
     name = index["_class_name"]
     if name.lower() not in BASES:
-        driven = ", ".join(alias for base in BASES for alias in BASES.aliases(base))
+        names = {name.lower(): name for name in dir(diffusers)}
+        driven = ", ".join(names.get(alias, alias) for base in BASES for alias in BASES.aliases(base))
         raise ValueError(f"{source} is a {name}, which no file in train/bases/ drives; available: {driven}")
     kind = BASES[name.lower()]
+    refuse(options, kind.takes, name)
     configs: dict[str, Mapping[str, Any]] = {}
     for component, entry in index.items():
         if isinstance(entry, (list, tuple)) and entry[0] == "diffusers" and hasattr(diffusers, str(entry[1])):

@@ -1,0 +1,47 @@
+"""Discrete noise levels: the schedule of DDPM, for denoisers that predict the noise, the velocity or the latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from train.bases import Base, BaseOptions
+from train.bases.latents import Noised
+from train.bases.options import DISCRETE
+from train.losses import min_snr_weights
+
+KINDS = ("epsilon", "v_prediction", "sample")
+
+
+class DiscreteBase(Base):
+    """A base of discrete noise levels. Its file says `predict`, with the help of `noised`."""
+
+    takes = DISCRETE
+
+    def __init__(self, pipeline: Any, options: BaseOptions) -> None:
+        super().__init__(pipeline, options)
+        config = pipeline.scheduler.config
+        self.kind = config.get("prediction_type", "epsilon")
+        if self.kind not in KINDS:
+            raise ValueError(f"the scheduler predicts {self.kind!r}; this base knows {', '.join(KINDS)}")
+        if "beta_schedule" not in config or config.get("use_flow_sigmas"):
+            raise ValueError(f"the scheduler of this pipeline, {type(pipeline.scheduler).__name__}, has no betas")
+        # The pipeline's own scheduler may be made for sampling alone; the noise levels of both are the same.
+        self.noise = DDPMScheduler.from_config(config)
+
+    def noised(self, batch: Mapping[str, Tensor]) -> Noised:
+        """The cached images of `batch` at its noise levels."""
+        latents, noise = self.latents(batch)
+        timesteps = (batch["spread"] * self.noise.config.num_train_timesteps).long().to(latents.device)
+        noisy = self.noise.add_noise(latents, noise, timesteps)
+        target = {"epsilon": noise, "sample": latents}.get(self.kind)
+        if target is None:
+            target = self.noise.get_velocity(latents, noise, timesteps)
+        if self.options.snr_gamma is None:
+            return Noised(noisy, timesteps, target)
+        alphas = self.noise.alphas_cumprod.to(timesteps.device)[timesteps]
+        weights = min_snr_weights(alphas / (1 - alphas), self.options.snr_gamma, self.kind)
+        return Noised(noisy, timesteps, target, weights)

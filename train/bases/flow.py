@@ -1,0 +1,83 @@
+"""Flow matching: latents move to noise in a straight line, and a denoiser predicts the velocity, noise − latents.
+
+Esser et al. 2024, https://arxiv.org/abs/2403.03206: levels in section 3.1, shift in 5.3.2. Scheme names, their meaning
+and their defaults are those of diffusers' training scripts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from train.bases import Base, BaseOptions
+from train.bases.latents import Noised
+from train.bases.options import FLOW
+
+
+def levels(spread: Tensor, options: BaseOptions, scheme: str) -> Tensor:
+    """σ before the shift, (b,) in (0, 1]: uniform `spread` in [0, 1) through the inverse distribution of the scheme."""
+    u = spread.double()
+    if scheme == "logit_normal":
+        mean, std = options.logit_mean or 0.0, 1.0 if options.logit_std is None else options.logit_std
+        u = torch.special.expit(mean + std * torch.special.ndtri(u))
+    elif scheme == "mode":
+        scale = 1.29 if options.mode_scale is None else options.mode_scale
+        u = 1 - u - scale * ((math.pi / 2 * u).cos().square() - 1 + u)
+    return 1 - u
+
+
+def level_weights(sigmas: Tensor, scheme: str) -> Tensor | None:
+    """(b,) -> weights of the loss (b,), or None where the scheme has none."""
+    if scheme == "sigma_sqrt":
+        return sigmas**-2
+    return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2)) if scheme == "cosmap" else None
+
+
+class FlowBase(Base):
+    """A base of flow matching. Its file says `predict`, with the help of `noised`."""
+
+    component: ClassVar[str] = "transformer"
+    takes = FLOW
+    scheme: ClassVar[str] = "none"
+    """The weighting scheme unless `--weighting_scheme` names one."""
+
+    def __init__(self, pipeline: Any, options: BaseOptions) -> None:
+        super().__init__(pipeline, options)
+        self.levels = pipeline.scheduler.config
+        if "FlowMatch" not in type(pipeline.scheduler).__name__ and not self.levels.get("use_flow_sigmas"):
+            raise ValueError(f"the scheduler of this pipeline is a {type(pipeline.scheduler).__name__}, not of flows")
+        self.scheme_in_use = options.weighting_scheme or self.scheme
+        for name, owner in (("logit_mean", "logit_normal"), ("logit_std", "logit_normal"), ("mode_scale", "mode")):
+            if getattr(options, name) is not None and self.scheme_in_use != owner:
+                raise ValueError(f"--{name} is for --weighting_scheme {owner}; this run's is {self.scheme_in_use}")
+
+    def tokens(self, latents: Tensor) -> int:
+        """Length of the sequence that the denoiser sees, by which the shift may grow: patches of 2 x 2."""
+        return math.prod(latents.shape[2:]) // 4
+
+    def shift(self, tokens: int) -> float:
+        """Odds of noise are multiplied by this, as the scheduler does at this length of the sequence."""
+        config = self.levels
+        if not config.get("use_dynamic_shifting"):
+            return config.get("shift") or config.get("flow_shift") or 1.0
+        first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        mu = low + (high - low) * (tokens - first) / (last - first)
+        return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+
+    def noised(self, batch: Mapping[str, Tensor]) -> Noised:
+        """The cached images of `batch` at its noise levels; timesteps are σ times the scheduler's 1000."""
+        latents, noise = self.latents(batch)
+        count = self.levels.get("num_train_timesteps", 1000)
+        sigmas = levels(batch["spread"], self.options, self.scheme_in_use).clamp(1 / count, 1)
+        shift = self.shift(self.tokens(latents))
+        sigmas = (shift * sigmas / (1 + (shift - 1) * sigmas)).float().to(latents.device)
+        if terminal := self.levels.get("shift_terminal"):
+            sigmas = terminal + (1 - terminal) * sigmas
+        at = sigmas.view(-1, *[1] * (latents.dim() - 1))
+        mixed = (1 - at) * latents + at * noise
+        return Noised(mixed, sigmas * count, noise - latents, level_weights(sigmas, self.scheme_in_use))

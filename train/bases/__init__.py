@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Base(ABC):
     """A frozen pipeline and how to drive it. A file of `train/bases/` registers one for its pipeline class.
 
-    Built on `flow.FlowBase` or `discrete.DiscreteBase`: their `noised(batch)` makes noisy latents, timesteps and target.
+    Built on `flow.FlowBase` or `discrete.DiscreteBase`: their `noised(batch)` makes noisy latents, levels and target.
     """
 
     component: ClassVar[str] = "unet"

@@ -14,7 +14,7 @@ from train.losses import Prediction
 class Noised(NamedTuple):
     """Latents on their way to noise, and what a denoiser is to make of them.
 
-    `latents` and `target` (b, c, h', w') in fp32, `timesteps` (b,) as the scheduler counts them, `weights` (b,) or None.
+    `latents`, `target` (b, c, h', w') in fp32; `timesteps` (b,) as the scheduler counts them; `weights` (b,) or None.
     """
 
     latents: Tensor

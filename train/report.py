@@ -28,37 +28,40 @@ def grid(training: Sequence[Image.Image], rows: Sequence[Row], title: str) -> Im
 
     def put(images: Sequence[Image.Image], x: int, y: int) -> None:
         for i, image in enumerate(images):
-            sheet.paste(_fit(image, cell), (x + i * (cell + GAP), y))
+            sheet.paste(fit(image, cell), (x + i * (cell + GAP), y))
 
-    pen.text((MARGIN, MARGIN), title, INK, _font(18))
+    pen.text((MARGIN, MARGIN), title, INK, font(18))
     y = MARGIN + LINE
-    pen.text((MARGIN, y + 4), "trained on", FAINT, _font(14))
+    pen.text((MARGIN, y + 4), "trained on", FAINT, font(14))
     put(top, MARGIN, y + LINE)
     y += LINE + cell + LINE
     right = MARGIN + half + 4 * GAP
     if rows:
-        pen.text((MARGIN, y), "before: the base", FAINT, _font(14))
-        pen.text((right, y), "after: with the adapter, same seeds", FAINT, _font(14))
+        pen.text((MARGIN, y), "before: the base", FAINT, font(14))
+        pen.text((right, y), "after: with the adapter, same seeds", FAINT, font(14))
         y += LINE - 4
     for prompt, before, after in rows:
-        pen.text((MARGIN, y), _shortened(prompt, width - 2 * MARGIN), INK, _font(16))
+        pen.text((MARGIN, y), shortened(prompt, width - 2 * MARGIN), INK, font(16))
         put(before, MARGIN, y + LINE)
         put(after, right, y + LINE)
         y += LINE + cell + GAP
     return sheet
 
 
-def _fit(image: Image.Image, cell: int) -> Image.Image:
+def fit(image: Image.Image, cell: int) -> Image.Image:
+    """A square picture of `cell` pixels; small ones keep their pixels visible."""
     how = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
     return image.convert("RGB").resize((cell, cell), how)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """The built-in typeface at `size` pixels."""
     return ImageFont.load_default(size=size)
 
 
-def _shortened(text: str, width: int) -> str:
-    while text and _font(16).getlength(text) > width:
+def shortened(text: str, width: int, size: int = 16) -> str:
+    """`text`, cut off where it would be wider than `width` pixels."""
+    while text and font(size).getlength(text) > width:
         text = text[:-4] + "…" if len(text) > 4 else ""
     return text
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,10 +93,7 @@ def resolve(config: EvaluateOptions) -> tuple[Protocol, Suite]:
     if "image_encoder" in given and "text_encoder" not in given:
         given["text_encoder"] = None  # another encoder than the protocol's: its partner is not meant
     protocol = dataclasses.replace(protocol, **given)
-    if config.metrics is not None and protocol.text_encoder is not None:
-        check_metrics(config.metrics, protocol.image_encoder, protocol.text_encoder)
-    elif config.metrics is not None:
-        check_metrics(config.metrics, protocol.image_encoder, protocol.image_encoder)  # the Ruler knows if it reads text
+    check_metrics(config.metrics or ())
     return protocol, protocol.suite(config.subject, config.class_noun, kind)
 
 

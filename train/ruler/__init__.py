@@ -85,13 +85,11 @@ class Scores:
         return cls({name: np.asarray(entry["values"], dtype=np.float64) for name, entry in data.items()})
 
 
-def check_metrics(metrics: Sequence[str], image_encoder: str, text_encoder: str | None) -> None:
-    """Raise ValueError for a metric that is unknown or needs an encoder that is not given."""
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise ValueError for a metric that does not exist."""
     for name in metrics:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}, {nearest(name, METRICS)}")
-        if name.startswith("prompt_") and text_encoder is None:
-            raise ValueError(f"metric {name!r} compares with prompts, and {image_encoder} reads none; give a CLIP model too")
 
 
 class Ruler:
@@ -112,8 +110,13 @@ class Ruler:
             text_encoder = image_encoder
         if text_encoder is not None and not text_encoder.reads_text:
             raise ValueError(f"text encoder {text_encoder.path} reads no text; give a CLIP model")
-        if metrics is not None:
-            check_metrics(metrics, image_encoder.path, text_encoder.path if text_encoder else None)
+        check_metrics(metrics or ())
+        for name in metrics or ():
+            if name.startswith("prompt_") and text_encoder is None:
+                read = f"{image_encoder.path} reads none"
+                raise ValueError(
+                    f"metric {name!r} compares with prompts, and {read}; give a text encoder, a CLIP model"
+                )
         self.suite, self.metrics = suite, metrics
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.subject = image_encoder.images(subject)

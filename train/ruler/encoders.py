@@ -71,7 +71,9 @@ def _vision_features(model: Any, pixels: Tensor) -> Tensor:
     if tokens.ndim == 3 and any(name.endswith("cls_token") for name, _ in model.named_parameters()):
         return tokens[:, 0]
     pooled = getattr(output, "pooler_output", None)
-    return tokens.flatten(2).mean(2) if pooled is None and tokens.ndim == 4 else tokens.mean(1) if pooled is None else pooled
+    if pooled is not None:
+        return pooled
+    return tokens.flatten(2).mean(2) if tokens.ndim == 4 else tokens.mean(1)
 
 
 def _load(path: str) -> tuple[Any, Any]:
@@ -83,7 +85,7 @@ def _load(path: str) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"encoder {path}: {_missing(path, error)}") from None
-    sees = hasattr(config, "vision_config") or "pixel_values" == getattr(_architecture(config), "main_input_name", "")
+    sees = hasattr(config, "vision_config") or getattr(_architecture(config), "main_input_name", "") == "pixel_values"
     if not sees:
         raise ValueError(
             f"encoder {path} is a {config.model_type} model, which has no image features; give a vision or CLIP model, "

@@ -133,7 +133,9 @@ def load_protocol(name: str) -> Protocol:
         raise FileNotFoundError(f"no protocol {name!r}; give a TOML file, or one of {', '.join(names())}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-        subjects = tuple(_made(Subject, entry, f"subject {i + 1}") for i, entry in enumerate(values.pop("subjects", ())))
+        subjects = tuple(
+            _made(Subject, entry, f"subject {i + 1}") for i, entry in enumerate(values.pop("subjects", ()))
+        )
         protocol = _made(Protocol, {**values, "subjects": subjects}, "the protocol")
         for subject in protocol.subjects:
             protocol.suite_of(subject)

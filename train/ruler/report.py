@@ -57,7 +57,7 @@ def poster(
     pictures: Mapping[str, Pictures],
     prompts: Mapping[str, Sequence[str]],
 ) -> Image.Image:
-    """The subject on top, a strip of pictures per candidate (one of each prompt, then class and unrelated), intervals."""
+    """The subject; a strip per candidate with a picture of each prompt, then of class and unrelated ones; intervals."""
     plot = forest(rows)
     columns = [(name, p) for name, texts in prompts.items() for p in range(len(texts))]
     gaps = len(prompts) - 1

@@ -23,14 +23,19 @@ class DiscreteBase(Base):
 
     def __init__(self, pipeline: Any, options: BaseOptions) -> None:
         super().__init__(pipeline, options)
-        config = pipeline.scheduler.config
-        self.kind = config.get("prediction_type", "epsilon")
-        if self.kind not in KINDS:
-            raise ValueError(f"the scheduler predicts {self.kind!r}; this base knows {', '.join(KINDS)}")
-        if "beta_schedule" not in config or config.get("use_flow_sigmas"):
-            raise ValueError(f"the scheduler of this pipeline, {type(pipeline.scheduler).__name__}, has no betas")
         # The pipeline's own scheduler may be made for sampling alone; the noise levels of both are the same.
-        self.noise = DDPMScheduler.from_config(config)
+        self.noise = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.kind = self.noise.config.prediction_type
+
+    @classmethod
+    def check(cls, options: BaseOptions, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        super().check(options, configs)
+        scheduler = configs["scheduler"]
+        place, kind = f"scheduler {scheduler['_class_name']}", scheduler.get("prediction_type", "epsilon")
+        if "beta_schedule" not in scheduler or scheduler.get("use_flow_sigmas"):
+            raise ValueError(f"{place}: this base is trained at the noise levels of DDPM, and it has no such levels")
+        if kind not in KINDS:
+            raise ValueError(f"{place}: prediction_type {kind!r} is not one of {', '.join(KINDS)}")
 
     def noised(self, batch: Mapping[str, Tensor]) -> Noised:
         """The cached images of `batch` at its noise levels."""

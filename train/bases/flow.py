@@ -48,12 +48,18 @@ class FlowBase(Base):
     def __init__(self, pipeline: Any, options: BaseOptions) -> None:
         super().__init__(pipeline, options)
         self.levels = pipeline.scheduler.config
-        if "FlowMatch" not in type(pipeline.scheduler).__name__ and not self.levels.get("use_flow_sigmas"):
-            raise ValueError(f"the scheduler of this pipeline is a {type(pipeline.scheduler).__name__}, not of flows")
         self.scheme_in_use = options.weighting_scheme or self.scheme
+
+    @classmethod
+    def check(cls, options: BaseOptions, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        super().check(options, configs)
+        scheduler, scheme = configs["scheduler"], options.weighting_scheme or cls.scheme
+        if "FlowMatch" not in scheduler["_class_name"] and not scheduler.get("use_flow_sigmas"):
+            raise ValueError(f"scheduler {scheduler['_class_name']}: this base is trained by flow matching, it is not")
         for name, owner in (("logit_mean", "logit_normal"), ("logit_std", "logit_normal"), ("mode_scale", "mode")):
-            if getattr(options, name) is not None and self.scheme_in_use != owner:
-                raise ValueError(f"--{name} is for --weighting_scheme {owner}; this run's is {self.scheme_in_use}")
+            value = getattr(options, name)
+            if value is not None and scheme != owner:
+                raise ValueError(f"--{name} {value} is for --weighting_scheme {owner}, and this run's is {scheme}")
 
     def tokens(self, latents: Tensor) -> int:
         """Length of the sequence that the denoiser sees, by which the shift may grow: patches of 2 x 2."""

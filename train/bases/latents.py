@@ -44,6 +44,11 @@ def normalized(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
     return (latents - mean) * scale / std
 
 
+def grid_ids(height: int, width: int) -> Tensor:
+    """(0, row, column) of each token of a picture, row by row: (h w, 3)."""
+    return torch.cartesian_prod(torch.zeros(1), torch.arange(float(height)), torch.arange(float(width)))
+
+
 def pack(latents: Tensor, patch: int = 2) -> Tensor:
     """(b, c, h, w) -> a token of each patch, row by row: (b, h/p w/p, c p p)."""
     b, c, h, w = latents.shape

@@ -24,7 +24,7 @@ class StableDiffusion(DiscreteBase):
 
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         self.warn_of_cuts(self.pipeline.tokenizer, prompts)
-        embeds, _ = self.pipeline.encode_prompt(list(prompts), self.pipeline.text_encoder.device, 1, False)
+        embeds, _ = self.pipeline.encode_prompt(list(prompts), self.text_device, 1, False)
         return {"prompt_embeds": embeds}
 
     def predict(self, denoiser: nn.Module, batch: Mapping[str, Tensor]) -> Prediction:

@@ -1,0 +1,97 @@
+"""From the name of a pipeline to its base: found, checked by its configuration files, then loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import nn
+
+from train.bases.base import BASES, Base
+from train.bases.options import BaseOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What the configuration files say of a base, before any weight is read."""
+
+    source: str
+    kind: type[Base]
+    side: int
+    multiple: int
+    denoiser: Callable[[], nn.Module | None]
+    """Makes the denoiser without its numbers, on the meta device; None if its class is not one of diffusers."""
+
+
+def inspect_base(options: BaseOptions) -> BaseInfo:
+    """Read the configurations of a base. Raises FileNotFoundError, or ValueError for a pipeline that no file drives."""
+    import diffusers
+
+    source = _find(options.pretrained_model_name_or_path)
+    where: dict[str, Any] = {"revision": options.revision}
+    try:
+        index = diffusers.DiffusionPipeline.load_config(source, **where)
+    except (OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = "neither a folder with a model_index.json nor on the Hub"
+        raise FileNotFoundError(f"--pretrained_model_name_or_path {source}: {what} ({said})") from None
+    name = index["_class_name"]
+    if name.lower() not in BASES:
+        names = {name.lower(): name for name in dir(diffusers)}
+        driven = ", ".join(names.get(alias, alias) for base in BASES for alias in BASES.aliases(base))
+        raise ValueError(f"{source} is a {name}, which no file in train/bases/ drives; available: {driven}")
+    kind = BASES[name.lower()]
+    configs: dict[str, Mapping[str, Any]] = {"pipeline": index}
+    for component, entry in index.items():
+        if isinstance(entry, (list, tuple)) and entry[0] == "diffusers" and hasattr(diffusers, str(entry[1])):
+            configs[component] = getattr(diffusers, entry[1]).load_config(source, subfolder=component, **where)
+
+    def denoiser() -> nn.Module | None:
+        owner, name = index[kind.component]
+        if owner != "diffusers":
+            return None
+        with torch.device("meta"):
+            return getattr(diffusers, name).from_config(configs[kind.component])
+
+    kind.check(options, configs)
+    side, multiple = kind.native(configs)
+    return BaseInfo(source, kind, side, multiple, denoiser)
+
+
+def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Base:
+    """Load the frozen pipeline."""
+    import diffusers
+
+    which = {"revision": options.revision, "variant": options.variant, "dtype": dtype}
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(info.source, **which, **info.kind.load_arguments)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--pretrained_model_name_or_path {info.source}: cannot be loaded: {said}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return info.kind(pipeline.to(device), options)
+
+
+def _find(source: str) -> str:
+    """`source` as a folder: here, or in the clone; else a Hub id. Raises FileNotFoundError for what can be neither."""
+    path = Path(source).expanduser()
+    for candidate in (path, ROOT / path):
+        if candidate.is_dir():
+            return source if candidate == Path(source) else str(candidate)
+    flag = f"--pretrained_model_name_or_path {source}"
+    if path.is_file():
+        raise ValueError(f"{flag} is a file; give the folder of a diffusers pipeline, with its model_index.json")
+    parent = path.parent if str(path.parent) != "." else Path()
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or (ROOT / parent).is_dir():
+        siblings = [p.name for p in (ROOT / parent).iterdir() if p.is_dir()] if (ROOT / parent).is_dir() else []
+        close = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f"did you mean {parent / close[0]}?" if close else "give the folder of a diffusers pipeline or a Hub id"
+        raise FileNotFoundError(f"{flag}: no such folder; {hint}")
+    return source

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffusion_adapters import FAMILIES
 from tests.denoisers import supported_denoisers_markdown
-from train.benchmark import ops
+from train.benchmarks.ops import ops
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 

@@ -1,0 +1,1 @@
+"""What adapters cost and what they reach, measured: one file per measurement."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,9 +77,8 @@ class AdapterSet(nn.Module):
         """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
         self.check_free(name)
         check_weights({name: weight})
-        self.adapters[_key(name)] = nn.ModuleDict(
-            {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
-        )
+        keyed = {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
+        self.adapters[_key(name)] = nn.ModuleDict(keyed)
         self.infos[name] = info
         self.set_weights({**self.weights, name: weight})
 
@@ -117,6 +117,18 @@ class AdapterSet(nn.Module):
         self.enabled = enabled
         self.plan()
 
+    @contextlib.contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Inside, a forward is that of the base alone. Nothing is planned anew, and `coverage` does not count it."""
+        kept = [(projection, projection.plan, projection.called) for projection in self.projections().values()]
+        try:
+            for projection, _, _ in kept:
+                projection.plan = None
+            yield
+        finally:
+            for projection, plan, called in kept:
+                projection.plan, projection.called = plan, called
+
     def refresh(self) -> None:
         """Take up values that were changed by a write to `.data`; other changes are noticed."""
         for projection in self.projections().values():
@@ -134,9 +146,8 @@ class AdapterSet(nn.Module):
 
     def coverage(self) -> dict[str, bool]:
         """Path of each projection with an active adapter -> whether a forward has used it since it was planned."""
-        return {
-            path: projection.called for path, projection in self.projections().items() if projection.plan is not None
-        }
+        planned = {path: p for path, p in self.projections().items() if p.plan is not None}
+        return {path: projection.called for path, projection in planned.items()}
 
     def check_coverage(self) -> None:
         """Raise RuntimeError if a trained adapter sits on a projection that its attention evaluates by itself.

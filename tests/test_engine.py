@@ -14,6 +14,7 @@ from train.bases import BaseOptions, inspect_base, load_base
 from train.data import CachedImages, Example
 from train.engine import TrainOptions, learning_rate, make_accelerator, optimizer_groups, train
 from train.losses import denoising
+from train.objective import Objective
 
 CPU = torch.device("cpu")
 
@@ -42,10 +43,10 @@ def start(base, family="lora", **options):
         return add_adapter(base.denoiser, "sks", family, **options)
 
 
-def go(base, adapters=None, rate=1e-2, loss=None, stop=lambda: False, **options):
+def go(base, adapters=None, rate=1e-2, objective=None, stop=lambda: False, **options):
     options = TrainOptions(**{"max_train_steps": 3} | options)
     adapters = adapters if adapters is not None else start(base)
-    more = {} if loss is None else {"loss": loss}
+    more = {} if objective is None else {"objective": objective}
     accelerator = make_accelerator(options)
     records = list(train(accelerator, options, base, adapters, dataset(base), rate=rate, stop=stop, **more))
     return records, {name: value.detach().clone() for name, value in adapters.state_dict().items()}
@@ -142,14 +143,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(base):
     adapters = start(base)
     calls = []
 
-    def loss(made):
+    def objective(*given):
         calls.append(1)
-        return made.prediction.square().mean() * (float("nan") if len(calls) == 2 else 1.0)
+        loss, parts = Objective()(*given)
+        return loss * (float("nan") if len(calls) == 2 else 1.0), parts
 
     with pytest.raises(
         RuntimeError, match=r"the loss is nan at step 2, learning rate 0.01, pictures \d.png; training stopped"
     ):
-        go(base, adapters, loss=loss)
+        go(base, adapters, objective=objective)
     assert all(torch.isfinite(value).all() for value in adapters.parameters())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from diffusion_adapters import Adapter, AdapterSet
 from diffusion_adapters.options import Options, option
 from train.bases import Base
-from train.losses import Prediction, denoising
+from train.objective import Objective
 
 LOG = logging.getLogger("train")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -61,17 +62,16 @@ class Dataset(Protocol):
 class TrainingModule(nn.Module):
     """The frozen denoiser and its adapters in one module, as DDP and FSDP want it."""
 
-    def __init__(self, base: Base, adapters: AdapterSet) -> None:
+    def __init__(self, base: Base, adapters: AdapterSet, objective: Callable[..., Any]) -> None:
         super().__init__()
         self.denoiser = base.denoiser
         self.adapters = adapters
         self.__dict__["base"] = base
+        self.objective = objective
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Prediction, Tensor]:
-        """What the base makes of the batch, and the sum of the adapters' penalties."""
-        made = self.base.predict(self.denoiser, batch)
-        penalties = [p for m in self.adapters.modules() if isinstance(m, Adapter) and (p := m.penalty()) is not None]
-        return made, sum(penalties, torch.zeros((), device=made.prediction.device))
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the batch, and its parts by name."""
+        return self.objective(self.base, self.denoiser, self.adapters, batch)
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
@@ -113,14 +113,15 @@ def train(
     dataset: Dataset,
     *,
     rate: float,
-    loss: Callable[[Prediction], Tensor] = denoising,
+    objective: Callable[..., tuple[Tensor, dict[str, Tensor]]] = Objective(),  # noqa: B008
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:
     """Train the adapters; yield {"step", "loss", "lr", "grad_norm"} after each optimizer step.
 
+    `objective` makes the loss of a batch and names its parts; those of a loss of several parts are yielded as well.
     `stop` is asked after each step. Raises RuntimeError, before the step is taken, if the loss is not finite.
     """
-    module = TrainingModule(base, adapters)
+    module = TrainingModule(base, adapters, objective)
     own = [m for m in adapters.modules() if isinstance(m, Adapter)]
     for parameter in adapters.parameters():
         parameter.data = parameter.data.float()
@@ -145,19 +146,21 @@ def train(
     micro = accelerator.num_processes * options.train_batch_size
     adapters.train()
     for step in range(1, options.max_train_steps + 1):
-        current, total, norm = schedule.get_last_lr()[0], 0.0, 0.0
+        current, norm, totals = schedule.get_last_lr()[0], 0.0, defaultdict[str, float](float)
         for part in range(options.gradient_accumulation_steps):
             first = ((step - 1) * options.gradient_accumulation_steps + part) * micro
             first += accelerator.process_index * options.train_batch_size
             numbers = list(range(first, first + options.train_batch_size))
             batch = _on(dataset.batch(numbers, options.seed), accelerator.device)
             with accelerator.accumulate(module):
-                made, penalty = module(batch)
-                value = loss(made) + penalty
-                mean = accelerator.reduce(value.detach(), "mean").item()
+                value, parts = module(batch)
+                named = {"loss": value.detach(), **(parts if len(parts) > 1 else {})}
+                means = accelerator.reduce(torch.stack(list(named.values())), "mean").tolist()
+                mean = means[0]
                 if not torch.isfinite(torch.tensor(mean)):
                     raise RuntimeError(_not_finite(step, mean, current, dataset.names(numbers, options.seed)))
-                total += mean / options.gradient_accumulation_steps
+                for name, part_mean in zip(named, means, strict=True):
+                    totals[name] += part_mean / options.gradient_accumulation_steps
                 accelerator.backward(value)
                 if accelerator.sync_gradients:
                     norm = float(accelerator.clip_grad_norm_(parameters, options.max_grad_norm))
@@ -167,7 +170,7 @@ def train(
             schedule.step()
         if step == 1:
             _check_coverage(adapters)
-        yield {"step": step, "loss": total, "lr": current, "grad_norm": norm}
+        yield {"step": step, **totals, "lr": current, "grad_norm": norm}
         if accelerator.reduce(torch.tensor(float(stop()), device=accelerator.device), "sum") > 0:  # all stop, or none
             break
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,9 +17,40 @@ class Prediction(NamedTuple):
     weights: Tensor | None = None
 
 
+def pointwise(prediction: Tensor, target: Tensor, kind: str = "l2", huber_c: float = 0.1) -> Tensor:
+    """Error of each element, in fp32: d² for l2, 2c (√(d² + c²) − c) for huber, 2 (√(d² + c²) − c) for smooth_l1.
+
+    The last two are the pseudo-Huber losses of diffusers' examples: as d² for |d| well below c, linear above it.
+    """
+    square = (prediction.float() - target.float()).square()
+    if kind == "l2":
+        return square
+    bent = 2 * square / ((square + huber_c**2).sqrt() + huber_c)  # the same, without the cancellation
+    return huber_c * bent if kind == "huber" else bent
+
+
+def masked_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of each sample, (b, c, ..., h, w) -> (b,); with `weight` (b, 1, h', w') in [0, 1] it is Σ w e / Σ w.
+
+    Divided by the sum of the weights, not by the area: a subject that fills a tenth of its picture counts as much as
+    one that fills it. 0 where no weight is left. A weight on another grid is averaged over the cells of the error's.
+    """
+    if weight is None:
+        return error.flatten(1).mean(1)
+    weight = on_grid(weight, error).expand_as(error)
+    total = weight.flatten(1).sum(1)
+    return (weight * error).flatten(1).sum(1) / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def on_grid(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask (b, 1, h', w') by area on the grid of `like` (b, c, ..., h, w), with as many dimensions as that."""
+    mask = F.adaptive_avg_pool2d(mask.float(), like.shape[-2:])
+    return mask.reshape(len(mask), *[1] * (like.dim() - 3), *mask.shape[-2:])
+
+
 def denoising(made: Prediction) -> Tensor:
     """Mean over the batch of weight × mean squared error, in fp32."""
-    error = (made.prediction.float() - made.target.float()).square().flatten(1).mean(1)
+    error = masked_mean(pointwise(made.prediction, made.target))
     return (error if made.weights is None else error * made.weights).mean()
 
 

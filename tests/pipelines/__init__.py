@@ -17,6 +17,9 @@ PIPELINES: Registry[Callable[[], DiffusionPipeline]] = Registry("tiny pipeline",
 SIDE = 64
 """Pictures of this side, in pixels, suit every pipeline here."""
 CALLS: dict[str, dict[str, Any]] = {
+    "hunyuan_dit": {"use_resolution_binning": False, "guidance_scale": 2.0},
+    "pixart_alpha": {"use_resolution_binning": False, "guidance_scale": 2.0},
+    "pixart_sigma": {"use_resolution_binning": False, "guidance_scale": 2.0},
     "sana": {"use_resolution_binning": False, "guidance_scale": 2.0},
     "qwen_image": {"true_cfg_scale": 2.0, "negative_prompt": " "},
 }

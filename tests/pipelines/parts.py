@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from transformers import (
+    CLIPTextConfig,
+    CLIPTokenizer,
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
     PreTrainedTokenizerBase,
     Qwen2Tokenizer,
     Qwen3Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
+
+from train.world.tokens import build_tokenizer
 
 WORDS = "a photo of sks cat red blue in under water desert studio"
 NARROW = {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
@@ -77,6 +89,43 @@ def flux2_autoencoder() -> AutoencoderKLFlux2:
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2.0)
     return vae.eval()
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """One token for each word, padded to 32."""
+    return build_tokenizer(tuple(WORDS.split()))
+
+
+def clip(kind: Any, tokenizer: CLIPTokenizer, width: int) -> Any:
+    """A CLIPTextModel or CLIPTextModelWithProjection of this width."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, projection_dim=width, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return kind(config).eval()
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    return T5Tokenizer().train_new_from_iterator(WORDS.split() * 3, 200, show_progress=False)
+
+
+def t5(tokenizer: T5Tokenizer, kind: Any = T5EncoderModel, width: int = 12) -> Any:
+    """A T5 encoder or one of its kin."""
+    config = kind.config_class(vocab_size=len(tokenizer), d_model=width, d_kv=6, d_ff=16, num_layers=1, num_heads=2)
+    return kind(config).eval()
+
+
+def unet(**options: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        **options,
+    )  # fmt: skip
+
+
+def discrete(**options: Any) -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False, **options)
 
 
 def flow(**options: Any) -> FlowMatchEulerDiscreteScheduler:

@@ -10,7 +10,7 @@ from typing import Any
 USAGE = """\
 from diffusers import DiffusionPipeline
 from diffusion_adapters import load_adapter, set_adapters
-
+{more}
 pipe = DiffusionPipeline.from_pretrained({base})
 name = load_adapter(pipe, {file})
 image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance}).images[0]
@@ -56,22 +56,25 @@ The adapter inherits the licence of its base; the pictures that it was trained o
 """
 
 
-def usage(*, base: str, file: str, prompt: str, steps: int, guidance: float) -> str:
-    """Python that loads the adapter and makes a picture."""
+def usage(*, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None) -> str:
+    """Python that loads the adapter, from `repository` on the Hub if there is one, and makes a picture."""
+    told = json.dumps(file, ensure_ascii=False)
     return USAGE.format(
+        more="from huggingface_hub import hf_hub_download\n" if repository else "",
         base=json.dumps(base, ensure_ascii=False),
-        file=json.dumps(file, ensure_ascii=False),
+        file=f"hf_hub_download({json.dumps(repository)}, {told})" if repository else told,
         prompt=json.dumps(prompt, ensure_ascii=False),
         steps=steps,
         guidance=guidance,
     )
 
 
-def command(*, base: str, file: str, prompt: str, steps: int, guidance: float) -> str:
+def command(*, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None) -> str:
     """The same from a shell."""
+    fetch = f"hf download {repository} {file} --local-dir . && " if repository else ""
     options = f"--steps {steps} --guidance_scale {guidance:g}"
     words = " ".join(shlex.quote(word) for word in ("--adapter", file, "--base", base, "--prompt", prompt))
-    return f"python -m diffusion_adapters generate {words} {options}"
+    return f"{fetch}python -m diffusion_adapters generate {words} {options}"
 
 
 def model_card(facts: Mapping[str, Any], prompts: Sequence[str]) -> str:

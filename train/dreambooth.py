@@ -27,18 +27,22 @@ import torch
 from torch import nn
 
 from diffusion_adapters import FAMILIES, AdapterConfig, AdapterSet, add_adapter
-from train import output, results
+from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.data import CachedImages, DataOptions, list_folder, read_folder
 from train.engine import TrainOptions, learning_rate, make_accelerator, train
 from train.flags import AdapterOptions, parse
 from train.progress import Interrupt, explain, follow, show_log
+from train.trackers import TrackerOptions
+from train.watch import Watch
 
 LOG = logging.getLogger("train")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamBoothOptions(AdapterOptions, BaseOptions, DataOptions, TrainOptions, results.ResultOptions):
+class DreamBoothOptions(
+    AdapterOptions, BaseOptions, DataOptions, TrainOptions, results.ResultOptions, TrackerOptions, hub.HubOptions
+):
     """Everything that this script can be told, but the options of the family."""
 
 
@@ -68,28 +72,23 @@ def run(
     info = inspect_base(config)
     config = resolve(config, info)
     folder = read_folder(config, config.resolution, config.seed)
-    blank = info.denoiser()  # before minutes of loading: does the adapter fit, and does the disk hold it?
-    numbers = sum(v.numel() for v in attach(blank, "blank", config, adapter).state_dict().values()) if blank else 0
-    output.prepare(config.output_dir, 4 * numbers)
     accelerator = make_accelerator(config)
-    if accelerator.is_main_process:
-        for line in folder.report():
-            LOG.info(line)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    base = load_base(info, config, accelerator.device, dtype)
-    dataset = CachedImages(base, folder.examples)
     rate = learning_rate(config, FAMILIES[config.adapter], accelerator.num_processes)
     config = dataclasses.replace(config, learning_rate=rate, scale_lr=False)
+    config = preflight.check(accelerator, config, info, folder, lambda blank: attach(blank, "blank", config, adapter))
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter
-    adapters = attach(base.denoiser, name, config, adapter)
-    records = []
-    for record in train(accelerator, config, base, adapters, dataset, rate=rate, stop=stop):
-        records.append(record)
-        yield record
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    with Watch(accelerator, config, adapter, name, len(folder.examples)) as watch:
+        base = load_base(info, config, accelerator.device, dtype)
+        dataset = CachedImages(base, folder.examples)
+        adapters = attach(base.denoiser, name, config, adapter)
+        watch.begin(base)
+        for record in train(accelerator, config, base, adapters, dataset, rate=rate, stop=lambda: stop() or watch.stop):
+            yield watch(record)
     if not accelerator.is_main_process:
         return None
     trained = sum(parameter.numel() for parameter in adapters.parameters())
-    finished = results.Finished(base, info.source, config, adapter, name, folder, records, trained)
+    finished = results.Finished(base, info.source, config, adapter, name, folder, watch.records, trained)
     results.write(finished)
     return finished
 
@@ -103,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             finished = follow(run(config, adapter, interrupt), config.max_train_steps, interrupt)
         if finished is not None:
             LOG.info(results.next_steps(finished))
+            hub.push(finished.config)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

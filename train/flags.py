@@ -87,8 +87,11 @@ def for_family(
             except ValueError as error:
                 raise ValueError(f"{place}table [{name}]: {error}") from None
             flat.update(table if owner == family else {})
-    known = {field.name for kind in (script, FAMILIES[family].Config) for field in dataclasses.fields(kind)}
+    fields = [field for kind in (script, FAMILIES[family].Config) for field in dataclasses.fields(kind)]
+    known = {field.name for field in fields}
     for name in flat:
+        if name in {field.name for field in fields if field.metadata.get("secret")}:
+            raise ValueError(f"{place}{name} does not belong in a file, which others may read; give it as a flag")
         if name not in known:
             raise ValueError(f"{place}unknown option {name!r} for --adapter {family}{_suggest(name, known)}")
     return flat

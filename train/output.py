@@ -34,6 +34,7 @@ def write(path: Path, save: Callable[[Path], object]) -> Path:
     """Have `save` write a temporary file, then rename it to `path`. Raises OSError and leaves what was there."""
     temporary = path.with_name(f".part-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save(temporary)
         temporary.replace(path)
     except OSError as error:

@@ -8,12 +8,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from train.redact import redact
 
 CONSOLE = Console(soft_wrap=True, highlight=False)
 LINES = 10
@@ -25,7 +27,7 @@ class _Lines(logging.Handler):
     """Log lines through the console that also draws the bar, so that they do not run into each other."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        CONSOLE.print(self.format(record), markup=False)
+        CONSOLE.print(redact(self.format(record)), markup=False)
 
 
 def show_log() -> None:
@@ -49,22 +51,21 @@ def follow(records: Generator[dict[str, float], None, R], total: int, interrupt:
     After the last step `interrupt` is released: a Ctrl-C then ends the program as usual.
     """
     columns: list[Any] = [TextColumn("Steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}")]
-    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    columns += [TimeElapsedColumn(), TextColumn("{task.fields[left]}")]
     bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
-    task = bar.add_task("", total=total, said="")
-    smooth, started = None, time.monotonic()
+    task = bar.add_task("", total=total, said="", left="")
+    smooth, clock = None, Clock(total)
     try:
         while True:
             record = next(records)
             smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
             said, step = f"loss {smooth:.4f}  lr {record['lr']:.2e}", int(record["step"])
-            if step == 1:
-                started = time.monotonic()
+            left = clock.left(record)
+            if not bar.live.is_started:
                 bar.start()
-            bar.update(task, completed=step, said=said)
+            bar.update(task, completed=step, said=said, left=left)
             if not CONSOLE.is_terminal and (step == total or step % max(1, total // LINES) == 0):
-                left = (time.monotonic() - started) / max(step - 1, 1) * (total - step)
-                CONSOLE.print(f"step {step}/{total}  {said}  {left:.0f} s left")
+                CONSOLE.print(f"step {step}/{total}  {said}  {left}")
             if step == total:
                 bar.stop()
                 interrupt.release()
@@ -73,6 +74,34 @@ def follow(records: Generator[dict[str, float], None, R], total: int, interrupt:
     finally:
         bar.stop()
         records.close()
+
+
+class Clock:
+    """Tells the time left from the steps alone and from the pauses for pictures alone, of which a run knows the number.
+
+    The first step of this process is left out: it compiles, allocates and warms up. `paused` in a record is the seconds
+    since its step was done that were no training, `pauses_left` how many such pauses are to come.
+    """
+
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.now = total, now
+        self.last: float | None = None
+        self.steps, self.stepping, self.pauses, self.pausing = 0, 0.0, 0, 0.0
+
+    def left(self, record: Mapping[str, float]) -> str:
+        """Time left after this record, as h:mm:ss."""
+        now, paused = self.now(), record.get("paused", 0.0)
+        if paused:
+            self.pauses, self.pausing = self.pauses + 1, self.pausing + paused
+        if self.last is not None:
+            self.steps, self.stepping = self.steps + 1, self.stepping + now - self.last - paused
+        self.last = now
+        todo = self.total - int(record["step"])
+        if todo and not self.steps:
+            return "-:--:-- left"
+        seconds = todo * self.stepping / max(self.steps, 1)
+        seconds += record.get("pauses_left", 0) * self.pausing / max(self.pauses, 1)
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"
 
 
 class Interrupt:
@@ -106,6 +135,11 @@ class Interrupt:
 
 def explain(error: Exception) -> str | None:
     """One line for a mistake of the user or of the machine; None for what can only be a bug and needs its traceback."""
+    line = _line(error)
+    return None if line is None else redact(line)
+
+
+def _line(error: Exception) -> str | None:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next

@@ -48,6 +48,16 @@ def grid(training: Sequence[Image.Image], rows: Sequence[Row], title: str) -> Im
     return sheet
 
 
+def strip(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Pictures of one size edge to edge, without a word: rows as given."""
+    width, height = rows[0][0].size
+    sheet = Image.new("RGB", (width * max(len(row) for row in rows), height * len(rows)), PAPER)
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet.paste(image.convert("RGB"), (x * width, y * height))
+    return sheet
+
+
 def fit(image: Image.Image, cell: int) -> Image.Image:
     """A square picture of `cell` pixels; small ones keep their pixels visible."""
     how = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS

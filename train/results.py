@@ -34,6 +34,11 @@ class ResultOptions(Options):
         None, "prompts of the pictures made at the end (default: the instance prompt, as it is and in three places)"
     )
     num_validation_images: int = option(2, "pictures of each validation prompt, at fixed seeds; 0 makes none", ge=0)
+    validation_steps: int | None = option(None, "steps between pictures made while training (default: none)", ge=1)
+    validation_epochs: int | None = option(None, "the same, in passes over the training pictures", ge=1)
+    validation_adapter_weights: tuple[float, ...] = option(
+        (1.0,), "weights of the adapter in the pictures made while training; 0 is the base"
+    )
     num_inference_steps: int = option(25, "denoising steps of those pictures", ge=1)
     guidance_scale: float = option(7.5, "how strongly those pictures follow their prompt", ge=0)
 
@@ -65,6 +70,13 @@ def validation_prompts(config: Any) -> list[str]:
     return [config.instance_prompt, *(f"{config.instance_prompt} {place}" for place in ELSEWHERE)]
 
 
+def save_config(config: Any, adapter: AdapterConfig) -> Path:
+    """Write what repeats the run, beside its results and before them. Secrets are left out."""
+    return output.write(
+        config.output_dir / "config.toml", lambda path: path.write_text(to_toml(config, adapter), "utf-8")
+    )
+
+
 def write(run: Finished) -> Path:
     """Write everything; returns the adapter's file. Raises OSError, each file being whole or absent."""
     config, folder = run.config, run.config.output_dir
@@ -72,7 +84,7 @@ def write(run: Finished) -> Path:
     facts |= {"steps": len(run.records), "pictures": len(run.folder.examples), "loss": round(run.loss, 6)}
     file = folder / "adapter.safetensors"
     save_adapter(run.base.pipeline, run.name, file, trigger=config.instance_prompt, training=facts)
-    output.write(folder / "config.toml", lambda path: path.write_text(to_toml(config, run.adapter), "utf-8"))
+    save_config(config, run.adapter)
     output.write(folder / "loss.png", lambda path: report.loss_plot(run.records, path))
     prompts = validation_prompts(config) if config.num_validation_images else []
     if prompts:
@@ -113,7 +125,9 @@ def _card(run: Finished, prompts: Sequence[str]) -> str:
     config = run.config
     folder = config.output_dir
     model = config.pretrained_model_name_or_path
-    settings = _settings(run, str(("" if folder.is_absolute() else folder) / Path("adapter.safetensors")))
+    repository = config.hub_model_id if config.push_to_hub else None
+    here = Path() if folder.is_absolute() or repository else folder
+    settings = {**_settings(run, str(here / "adapter.safetensors")), "repository": repository}
     facts = {
         "title": f"{run.name}: {config.instance_prompt}",
         "family": config.adapter,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from train.benchmarks.methods import REFERENCE
 from train.benchmarks.models import unet as make_unet
 from train.benchmarks.ops import count_ops, with_adapters
+from train.benchmarks.speed import SpeedOptions, keep, measure, table, where
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +32,21 @@ def test_idle_adapters_cost_nothing(bare: int) -> None:
     adapter_set = with_adapters(unet, 2)
     adapter_set.set_weights({})
     assert count_ops(unet).total == bare
+
+
+def test_speed_compares_with_peft(tmp_path: Path) -> None:
+    """One row on the smallest shapes: what is counted is plausible and written down, an unknown row is refused."""
+    options = SpeedOptions(side=8, train_batch_size=1, repeats=1, only=("lora",))
+    result = measure(options)
+    assert list(result["rows"]) == ["lora", REFERENCE]
+    ours, peft = result["rows"].values()
+    assert ours["trained"] == peft["trained"]
+    assert 0 < ours["saved"] < ours["peak"]
+    assert ours["launches"] > 500
+    assert peft["wall_ratio"] == peft["peak_ratio"] == 1
+    keep(result, tmp_path / "speed.json")
+    (kept,) = json.loads((tmp_path / "speed.json").read_text()).values()
+    assert table(kept) == table(result)
+    assert where(kept) == where(result)
+    with pytest.raises(ValueError, match=r"--only lroa: no such row; there are .*lora"):
+        measure(SpeedOptions(only=("lroa",)))

@@ -1,6 +1,7 @@
 """Measure adapters against the bare base, PEFT and LyCORIS, in one process.
 
 python train/benchmark.py --ops      launches of an SD1.5 UNet forward, counted exactly on meta tensors
+python train/benchmark.py --speed    time, memory and launches of a training step; --speed --help lists its options
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from diffusion_adapters.options import argument_parser
 
-BENCHMARKS = ("ops",)
+BENCHMARKS = ("ops", "speed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -62,7 +62,8 @@ def load_adapter(
         try:
             _check_places(file, component, adapter_set)
             projections = adapter_set.projections()
-            built = build_adapters(projections, file.info.family, file.info.config, tensors, tensors)
+            places = [path for path in projections if path in tensors]  # in the order of a new adapter's
+            built = build_adapters(projections, file.info.family, file.info.config, places, tensors)
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"{path}: {error}") from error
         ready.append((adapter_set, built))

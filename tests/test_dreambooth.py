@@ -205,14 +205,14 @@ def test_one_good_picture_among_bad_ones_is_enough(base, place, capsys):
 
 
 def test_an_interrupt_finishes_the_step_and_saves(base, place, capsys, monkeypatch):
-    def interrupting(*args, **kwargs):
-        for record in train(*args, **kwargs):
+    def interrupting(self, *args, **kwargs):
+        for record in train(self, *args, **kwargs):
             if record["step"] == 3:
                 os.kill(os.getpid(), signal.SIGINT)
             yield record
 
-    train = dreambooth.train
-    monkeypatch.setattr(dreambooth, "train", interrupting)
+    train = dreambooth.Trainer.train
+    monkeypatch.setattr(dreambooth.Trainer, "train", interrupting)
     handler = signal.getsignal(signal.SIGINT)
     assert dreambooth.main(arguments(base, "--adapter", "lora", "--max_train_steps", "100")) == 0
     assert "what is trained so far will be saved" in capsys.readouterr().out
@@ -221,6 +221,6 @@ def test_an_interrupt_finishes_the_step_and_saves(base, place, capsys, monkeypat
 
 
 def test_a_bug_keeps_its_traceback(base, place, monkeypatch):
-    monkeypatch.setattr(dreambooth, "learning_rate", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(dreambooth, "settle", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         dreambooth.main(arguments(base, "--adapter", "lora"))

@@ -12,9 +12,10 @@ from diffusion_adapters import FAMILIES, Adapter, add_adapter
 from tests.tiny import save_pipeline
 from train.bases import BaseOptions, inspect_base, load_base
 from train.data import CachedImages, Example
-from train.engine import TrainOptions, learning_rate, make_accelerator, optimizer_groups, train
+from train.engine import Trainer
 from train.losses import denoising
 from train.objective import Objective
+from train.settings import TrainOptions, make_accelerator, optimizer_groups, settle
 
 CPU = torch.device("cpu")
 
@@ -43,13 +44,16 @@ def start(base, family="lora", **options):
         return add_adapter(base.denoiser, "sks", family, **options)
 
 
-def go(base, adapters=None, rate=1e-2, objective=None, stop=lambda: False, **options):
-    options = TrainOptions(**{"max_train_steps": 3} | options)
+def trainer(base, adapters=None, objective=None, **options):
+    options = TrainOptions(**{"max_train_steps": 3, "learning_rate": 1e-2} | options)
     adapters = adapters if adapters is not None else start(base)
-    more = {} if objective is None else {"objective": objective}
-    accelerator = make_accelerator(options)
-    records = list(train(accelerator, options, base, adapters, dataset(base), rate=rate, stop=stop, **more))
-    return records, {name: value.detach().clone() for name, value in adapters.state_dict().items()}
+    return Trainer(make_accelerator(options), options, base, adapters, dataset(base), objective=objective)
+
+
+def go(base, *args, stop=lambda: False, **options):
+    run = trainer(base, *args, **options)
+    records = list(run.train(stop))
+    return records, {name: value.detach().clone() for name, value in run.adapters.state_dict().items()}
 
 
 def fresh(folder):
@@ -110,12 +114,16 @@ def test_the_learning_rate_follows_its_schedule(base):
     assert [record["lr"] for record in records] == pytest.approx([0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
 
 
-def test_the_learning_rate_is_the_familys_unless_given():
+def test_what_is_not_given_follows_from_the_rest():
     kind = FAMILIES["lora"]
-    assert learning_rate(TrainOptions(), kind, 1) == kind.learning_rate
-    assert learning_rate(TrainOptions(learning_rate=3e-4), kind, 1) == 3e-4
-    options = TrainOptions(learning_rate=1e-4, scale_lr=True, train_batch_size=3, gradient_accumulation_steps=2)
-    assert learning_rate(options, kind, 2) == pytest.approx(12e-4)
+    settled = lambda processes=1, **options: settle(TrainOptions(**options), kind, 10, processes)  # noqa: E731
+    assert settled().learning_rate == kind.learning_rate
+    assert settled(learning_rate=3e-4).learning_rate == 3e-4
+    scaled = settled(2, learning_rate=1e-4, scale_lr=True, train_batch_size=3, gradient_accumulation_steps=2)
+    assert scaled.learning_rate == pytest.approx(12e-4)
+    assert settle(scaled, kind, 10, 2) == scaled
+    assert settled().max_train_steps == TrainOptions().max_train_steps
+    assert settled(2, num_train_epochs=3, train_batch_size=2).max_train_steps == 8  # 30 pictures, 4 at a time
 
 
 def test_groups_of_equal_settings_are_joined(base):
@@ -131,11 +139,11 @@ def test_groups_of_equal_settings_are_joined(base):
 
 def test_penalties_are_part_of_the_loss(base):
     adapters = start(base)
-    plain, _ = go(base, adapters, max_train_steps=1, rate=1e-12)
+    plain, _ = go(base, adapters, max_train_steps=1, learning_rate=1e-12)
     own = [m for m in adapters.modules() if isinstance(m, Adapter)]
     for adapter in own:
         adapter.penalty = lambda: torch.tensor(0.5)
-    more, _ = go(base, adapters, max_train_steps=1, rate=1e-12)
+    more, _ = go(base, adapters, max_train_steps=1, learning_rate=1e-12)
     assert more[0]["loss"] == pytest.approx(plain[0]["loss"] + 0.5 * len(own), rel=1e-3)
 
 

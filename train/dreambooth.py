@@ -2,16 +2,15 @@
 
     accelerate launch train/dreambooth.py --adapter wara
 
-trains on the bundled sample subject and the embedded base: no network, no GPU, about a minute on two CPU cores.
-Your own subject, on a base of your own:
+trains on the sample subject and the embedded base: no network, no GPU, about a minute on two CPU cores. Your own:
 
     accelerate launch train/dreambooth.py --adapter lora --output_dir my_cat_lora \\
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --instance_data_dir my_cat --instance_prompt "a photo of sks cat"
 
 The output folder gets adapter.safetensors, grid.png (before and after), loss.png, image_0.png ..., README.md (a model
-card) and config.toml, which repeats the run: --config config.toml. Each family has options of its own; they are listed
-with --adapter FAMILY --help.
+card), config.toml, which repeats the run (--config config.toml), and checkpoints, from which a run that was stopped
+goes on: --resume_from_checkpoint latest. --adapter FAMILY --help lists the options of a family.
 """
 
 from __future__ import annotations
@@ -24,25 +23,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from diffusion_adapters import FAMILIES, AdapterConfig, AdapterSet, add_adapter
+from diffusion_adapters import FAMILIES, AdapterConfig
 from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
+from train.checkpoint import CheckpointOptions
 from train.data import CachedImages, DataOptions, list_folder, read_folder
-from train.engine import TrainOptions, learning_rate, make_accelerator, train
+from train.engine import Trainer
 from train.flags import AdapterOptions, parse
+from train.keeper import Keeper, attach
 from train.progress import Interrupt, explain, follow, show_log
+from train.settings import TrainOptions, make_accelerator, settle
 from train.trackers import TrackerOptions
 from train.watch import Watch
 
 LOG = logging.getLogger("train")
+BOUND = (AdapterOptions, BaseOptions, DataOptions, TrainOptions)
+"""Options with which a run goes on as it began."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamBoothOptions(
-    AdapterOptions, BaseOptions, DataOptions, TrainOptions, results.ResultOptions, TrackerOptions, hub.HubOptions
-):
+class DreamBoothOptions(*BOUND, CheckpointOptions, results.ResultOptions, TrackerOptions, hub.HubOptions):
     """Everything that this script can be told, but the options of the family."""
 
 
@@ -56,14 +57,6 @@ def resolve(config: DreamBoothOptions, info: BaseInfo) -> DreamBoothOptions:
     return dataclasses.replace(config, resolution=side, output_dir=folder)
 
 
-def attach(denoiser: nn.Module, name: str, config: DreamBoothOptions, adapter: AdapterConfig) -> AdapterSet:
-    """A new adapter whose start depends on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        targets = config.target_modules
-        return add_adapter(denoiser, name, config.adapter, target_modules=targets, **adapter.as_dict())
-
-
 def run(
     config: DreamBoothOptions, adapter: AdapterConfig, stop: Callable[[], bool] = lambda: False
 ) -> Generator[dict[str, float], None, results.Finished | None]:
@@ -73,23 +66,27 @@ def run(
     config = resolve(config, info)
     folder = read_folder(config, config.resolution, config.seed)
     accelerator = make_accelerator(config)
-    rate = learning_rate(config, FAMILIES[config.adapter], accelerator.num_processes)
-    config = dataclasses.replace(config, learning_rate=rate, scale_lr=False)
+    config = settle(config, FAMILIES[config.adapter], len(folder.examples), accelerator.num_processes)
+    keeper = Keeper(accelerator, config, adapter, BOUND)
     config = preflight.check(accelerator, config, info, folder, lambda blank: attach(blank, "blank", config, adapter))
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     with Watch(accelerator, config, adapter, name, len(folder.examples)) as watch:
         base = load_base(info, config, accelerator.device, dtype)
         dataset = CachedImages(base, folder.examples)
-        adapters = attach(base.denoiser, name, config, adapter)
-        watch.begin(base)
-        for record in train(accelerator, config, base, adapters, dataset, rate=rate, stop=lambda: stop() or watch.stop):
+        adapters = keeper.adapters(base, dataset, name)
+        trainer = Trainer(accelerator, config, base, adapters, dataset)
+        trained = sum(parameter.numel() for parameter in trainer.parameters)
+        finished = results.Finished(base, info.source, config, adapter, name, folder, watch.records, trained)
+        keep = keeper.follow(trainer, finished.save)
+        watch.begin(base, trainer.inference)
+        watch.records += trainer.history
+        for record in trainer.train(lambda: stop() or watch.stop, keep):
             yield watch(record)
     if not accelerator.is_main_process:
         return None
-    trained = sum(parameter.numel() for parameter in adapters.parameters())
-    finished = results.Finished(base, info.source, config, adapter, name, folder, watch.records, trained)
-    results.write(finished)
+    with trainer.inference():
+        results.write(finished)
     return finished
 
 

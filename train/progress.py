@@ -60,10 +60,11 @@ def follow(records: Generator[dict[str, float], None, R], total: int, interrupt:
             record = next(records)
             smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
             said, step = f"loss {smooth:.4f}  lr {record['lr']:.2e}", int(record["step"])
+            total = clock.total = int(record.get("total", total))
             left = clock.left(record)
             if not bar.live.is_started:
                 bar.start()
-            bar.update(task, completed=step, said=said, left=left)
+            bar.update(task, completed=step, total=total, said=said, left=left)
             if not CONSOLE.is_terminal and (step == total or step % max(1, total // LINES) == 0):
                 CONSOLE.print(f"step {step}/{total}  {said}  {left}")
             if step == total:

@@ -62,6 +62,13 @@ class Finished:
         tail = self.records[-max(1, len(self.records) // 20) :]
         return sum(record["loss"] for record in tail) / len(tail)
 
+    def save(self, path: Path) -> Path:
+        """Write the adapter's file, with what is known of its training."""
+        config = self.config
+        facts = {name: getattr(config, name) for name in ("learning_rate", "train_batch_size", "resolution", "seed")}
+        facts |= {"steps": len(self.records), "pictures": len(self.folder.examples), "loss": round(self.loss, 6)}
+        return save_adapter(self.base.pipeline, self.name, path, trigger=config.instance_prompt, training=facts)
+
 
 def validation_prompts(config: Any) -> list[str]:
     """The prompts of the pictures made at the end."""
@@ -80,10 +87,7 @@ def save_config(config: Any, adapter: AdapterConfig) -> Path:
 def write(run: Finished) -> Path:
     """Write everything; returns the adapter's file. Raises OSError, each file being whole or absent."""
     config, folder = run.config, run.config.output_dir
-    facts = {name: getattr(config, name) for name in ("learning_rate", "train_batch_size", "resolution", "seed")}
-    facts |= {"steps": len(run.records), "pictures": len(run.folder.examples), "loss": round(run.loss, 6)}
-    file = folder / "adapter.safetensors"
-    save_adapter(run.base.pipeline, run.name, file, trigger=config.instance_prompt, training=facts)
+    file = run.save(folder / "adapter.safetensors")
     save_config(config, run.adapter)
     output.write(folder / "loss.png", lambda path: report.loss_plot(run.records, path))
     prompts = validation_prompts(config) if config.num_validation_images else []

@@ -65,6 +65,7 @@ class Watch:
             started = time.monotonic()
             self.look(step)
             record["paused"] = time.monotonic() - started
+        record["total"] = self.config.max_train_steps
         record["pauses_left"] = (self.config.max_train_steps // self.every - step // self.every) if self.every else 0
         self.records.append(record)
         return record

@@ -20,7 +20,7 @@ def sana() -> SanaPipeline:
         transformer=SanaTransformer2DModel(
             in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
             num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=12,
-            sample_size=16, patch_size=1,
+            sample_size=16, patch_size=1, timestep_scale=0.5,
         ),
         scheduler=DPMSolverMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2

@@ -76,7 +76,8 @@ class Base(ABC):
         if own == torch.float16 and vae.config.get("force_upcast"):
             vae.to(torch.float32)
         moments = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.parameters
-        vae.to(own)
+        if vae.dtype != own:
+            vae.to(own)
         return moments
 
     def latents(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

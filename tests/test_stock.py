@@ -1,0 +1,155 @@
+"""Every base does in training what its stock pipeline does in sampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderDC, DiffusionPipeline
+from torch import Tensor
+
+from diffusion_adapters import add_adapter, load_adapter, save_adapter
+from tests.pipelines import PIPELINES, SIDE, build, sample, save
+from tests.stock import FLOWS, perfect, recorded, stock_calls
+from train.bases import BASES, BaseOptions, inspect_base, load_base
+from train.bases.latents import Noised
+from train.losses import denoising
+
+PROMPTS = ["a photo of sks cat", "a red desert under water in blue studio"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each pipeline is written once."""
+    written = {}
+
+    def folder(name):
+        if name not in written:
+            written[name] = save(name, tmp_path_factory.mktemp("stock") / name)
+        return written[name]
+
+    return folder
+
+
+def load(folder, **options):
+    options = BaseOptions(pretrained_model_name_or_path=str(folder), **options)
+    return load_base(inspect_base(options), options, torch.device("cpu"), torch.float32)
+
+
+def a_batch(base, count=2):
+    pictures = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pictures = torch.nn.functional.interpolate(pictures, (SIDE, SIDE))
+    rows = [base.encode_prompt([PROMPTS[i % 2]]) for i in range(count)]
+    return {
+        "moments": base.encode_image(pictures),
+        "seeds": torch.arange(count),
+        "spread": (torch.arange(count) + 0.5) / count,
+        "sizes": torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]]).expand(count, -1),
+        **{name: torch.cat([row[name] for row in rows]) for name in rows[0]},
+    }
+
+
+def assert_same(ours, stock, where):
+    if isinstance(stock, Tensor):
+        assert ours.dtype == stock.dtype, where
+        torch.testing.assert_close(ours, stock, atol=1e-5, rtol=1e-4, msg=lambda text: f"{where}: {text}")
+    elif isinstance(stock, dict):
+        assert ours.keys() == stock.keys(), where
+        for key in stock:
+            assert_same(ours[key], stock[key], f"{where} {key}")
+    elif isinstance(stock, (list, tuple)):
+        assert len(ours) == len(stock), where
+        for i in range(len(stock)):
+            assert_same(ours[i], stock[i], f"{where} {i}")
+    else:
+        assert ours == stock, where
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_denoiser_is_told_what_the_stock_pipeline_tells_it(folders, name, monkeypatch):
+    base = load(folders(name))
+    batch = a_batch(base)
+    like, _ = base.latents(batch)
+    latents = [torch.randn(like.shape) for _ in range(3)]
+    calls, timesteps = stock_calls(base.pipeline, name, PROMPTS, latents)
+    assert len(calls) == len(set(timesteps.tolist())) == 3
+    for plain, timestep, stock in zip(latents, timesteps, calls, strict=True):
+        monkeypatch.setattr(base, "noised", lambda _, x=plain, t=timestep: Noised(x, t.expand(2), torch.zeros_like(x)))
+        with recorded(base.denoiser) as ours:
+            base.predict(base.denoiser, batch)
+        assert_same(ours[0], stock, f"{name} at {timestep}")
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name in FLOWS])
+def test_a_perfect_predictor_of_a_flow_has_no_loss_and_samples_the_picture(folders, name):
+    """Trained and sampled through the same denoiser, at many levels: no loss, and the stock pipeline ends on x0."""
+    base = load(folders(name))
+    batch = a_batch(base, 8)
+    clean, _ = base.latents(batch)
+    with perfect(base.denoiser, name, clean) as asked:
+        made = base.predict(base.denoiser, batch)
+    assert denoising(made) < 1e-8 * made.target.square().mean()
+    assert made.target.shape == made.prediction.shape == clean.shape
+    assert asked[0].min() > 0
+    assert asked[0].max() <= 1
+    assert asked[0].unique().numel() == 8
+
+    expected = restored(base, batch)
+    with perfect(base.denoiser, name, clean[:1]):
+        for steps in (1, 3):  # Sana's scheduler rounds timesteps to integers: a thousandth of the noise is left
+            picture = sample(base.pipeline, name, PROMPTS[0], num_inference_steps=steps)
+            torch.testing.assert_close(torch.from_numpy(picture), expected, atol=5e-3, rtol=0)
+
+
+@torch.no_grad()
+def restored(base, batch):
+    """The first picture as the VAE restores it from its own latents, (h, w, 3) in [0, 1]: neither scale nor shift."""
+    vae, latents = base.pipeline.vae, batch["moments"][:1]
+    if not isinstance(vae, AutoencoderDC):
+        mean, log_variance = latents.chunk(2, 1)
+        latents = mean + base.drawn(batch, mean)[0] * (log_variance / 2).exp()
+    picture = vae.decode(latents[:, :, None]).sample[:, :, 0] if hasattr(vae, "z_dim") else vae.decode(latents).sample
+    return (picture[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_sample_is_the_same_in_any_batch(folders, name):
+    base = load(folders(name))
+    batch = a_batch(base)
+    with torch.no_grad():
+        whole = base.predict(base.denoiser, batch)
+        for i in range(2):
+            alone = base.predict(base.denoiser, {key: value[i : i + 1] for key, value in batch.items()})
+            torch.testing.assert_close(alone.target[0], whole.target[i])
+            torch.testing.assert_close(alone.prediction[0], whole.prediction[i], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_was_trained_is_seen_in_a_fresh_stock_pipeline(tmp_path, folders, name):
+    base = load(folders(name))
+    before = sample(base.pipeline, name, PROMPTS[0])
+    adapters = add_adapter(base.denoiser, "cat", "lora", rank=4)
+    batch = a_batch(base)
+    optimizer = torch.optim.AdamW(adapters.parameters(), lr=3e-2)
+    losses = []
+    for _ in range(12):
+        loss = denoising(base.predict(base.denoiser, batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(adapters.coverage().values())
+    after = sample(base.pipeline, name, PROMPTS[0])
+    save_adapter(base.denoiser, "cat", tmp_path / "cat.safetensors")
+
+    fresh = DiffusionPipeline.from_pretrained(folders(name))
+    fresh.set_progress_bar_config(disable=True)
+    load_adapter(fresh, tmp_path / "cat.safetensors")
+    again = sample(fresh, name, PROMPTS[0])
+    assert abs(again - after).max() < 1e-4
+    assert abs(again - before).max() > 1e-2
+
+
+def test_every_base_has_its_tiny_pipelines():
+    aliases = {alias for base in BASES for alias in BASES.aliases(base)}
+    assert {type(build(name)).__name__.lower() for name in PIPELINES} <= aliases

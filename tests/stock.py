@@ -15,12 +15,17 @@ from tests.pipelines import SIDE
 
 Arguments = dict[str, Any]
 UNGUIDED: dict[str, Arguments] = {
+    "hunyuan_dit": {"guidance_scale": 1.0, "use_resolution_binning": False, "original_size": (SIDE, SIDE)},
+    "pixart_alpha": {"guidance_scale": 1.0, "use_resolution_binning": False},
+    "pixart_sigma": {"guidance_scale": 1.0, "use_resolution_binning": False},
     "sana": {"guidance_scale": 1.0, "use_resolution_binning": False},
     "z_image": {"guidance_scale": 0.0},
     "qwen_image": {},
 }
 """What makes a pipeline call its denoiser once per step, where it is not guidance_scale=1."""
 PACKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "flux": lambda pipeline, x: pipeline._pack_latents(x, *x.shape),
+    "chroma": lambda pipeline, x: pipeline._pack_latents(x, *x.shape),
     "flux2": lambda pipeline, x: pipeline._pack_latents(pipeline._patchify_latents(x)),
     "flux2_klein": lambda pipeline, x: pipeline._pack_latents(pipeline._patchify_latents(x)),
     "qwen_image": lambda pipeline, x: pipeline._pack_latents(x, *x.shape),
@@ -51,18 +56,21 @@ def stock_calls(pipeline: Any, name: str, prompts: list[str], latents: list[Tens
 
     The loop begins with latents that it draws; what follows is replaced after each step.
     """
-    pack = PACKED.get(name, lambda pipeline, x: x)
-    fresh = iter(latents)
+    pack, fresh = PACKED.get(name, lambda pipeline, x: x), iter(latents)
 
     def replace(pipeline: Any, step: int, timestep: Tensor, state: Arguments) -> Arguments:
         plain = next(fresh, None)
         return state if plain is None else {**state, "latents": pack(pipeline, plain)}
 
+    def overwrite(step: int, timestep: Tensor, drawn: Tensor) -> None:
+        drawn.copy_(replace(pipeline, step, timestep, {"latents": drawn})["latents"])
+
+    settings: Arguments = {"callback_on_step_end": replace}
+    if "callback_on_step_end" not in inspect.signature(type(pipeline).__call__).parameters:
+        settings = {"callback": overwrite}  # as pipelines had it before
+    settings |= {"height": SIDE, "width": SIDE, "num_inference_steps": len(latents) + 1, "output_type": "latent"}
     with recorded(pipeline.components.get("transformer") or pipeline.components["unet"]) as calls:
-        pipeline(
-            prompt=list(prompts), height=SIDE, width=SIDE, num_inference_steps=len(latents) + 1, output_type="latent",
-            callback_on_step_end=replace, **UNGUIDED.get(name, {"guidance_scale": 1.0}),
-        )  # fmt: skip
+        pipeline(prompt=list(prompts), **settings, **UNGUIDED.get(name, {"guidance_scale": 1.0}))
     return calls[1:], pipeline.scheduler.timesteps[1:]
 
 
@@ -91,11 +99,14 @@ def to_tokens(velocity: Tensor) -> Tensor:
 
 FLOWS: dict[str, Convention] = {
     "auraflow": Convention(sigma=lambda call: call["timestep"]),
+    "chroma": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
+    "flux": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
     "flux2": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
     "flux2_klein": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
     "lumina2": Convention(sigma=lambda call: 1 - call["timestep"], answer=torch.neg),
     "qwen_image": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
     "sana": Convention(sigma=lambda call: call["timestep"] / 500),  # half, by the tiny one's timestep_scale
+    "sd3": Convention(),
     "z_image": Convention(
         lambda call: torch.stack(call["x"]).squeeze(2), lambda call: 1 - call["t"], lambda v: list(-v.unsqueeze(2))
     ),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffusion_adapters import FAMILIES, Adapter, AdapterSet, add_adapter
@@ -30,27 +31,36 @@ class Method:
 
 
 def methods(rank: int) -> dict[str, Method]:
-    """Name -> method. LoRA, and what is added beside it by `transformed_lora`, has `rank`.
-
-    WaRA has the rank that gives as many trained values as LoRA has; the others are as they come.
-    """
-    ranks = {"lora": rank, "transformed_lora": rank, "wara": -(-rank // 2)}
+    """Name -> method. `rank`: that of PEFT's LoRA, by whose count of trained values ours are chosen."""
     found: dict[str, Method] = {}
     for family in FAMILIES:
-        settings = {"rank": ranks[family]} if family in ranks else {}
-        shown = settings or {"rank": getattr(FAMILIES[family].Config(), "rank", None)}
-        found[family] = Method(f"rank {shown['rank']}", partial(_ours, family, settings))
-    for name, shown, settings in (
-        ("LoRA", f"rank {rank}", {"r": rank, "lora_alpha": rank}),
-        ("LoKr", f"rank {rank}", {"r": rank, "alpha": rank}),
-        ("OFT", "blocks of 32", {"oft_block_size": 32}),
-        ("WaveFT", "2592 values", {"n_frequency": 2592}),
+        settings = comparable(FAMILIES[family], rank)
+        found[family] = Method(" ".join(f"{k} {v}" for k, v in settings.items()), partial(_ours, family, settings))
+    for name, tuner, shown, settings in (
+        (REFERENCE, "Lora", f"rank {rank}", {"r": rank, "lora_alpha": rank}),
+        ("PEFT LoKr", "LoKr", f"rank {rank}", {"r": rank, "alpha": rank}),
+        ("PEFT OFT", "OFT", "blocks of 32", {"oft_block_size": 32}),
+        ("PEFT WaveFT", "WaveFT", "2592 values", {"n_frequency": 2592}),
     ):
-        found[f"PEFT {name}"] = Method(shown, partial(_peft, {"LoRA": "Lora"}.get(name, name), settings))
+        found[name] = Method(shown, partial(_peft, tuner, settings))
     if importlib.util.find_spec("lycoris"):
-        for name, algorithm in (("LoRA", "lora"), ("LoHa", "loha"), ("LoKr", "lokr")):
-            found[f"LyCORIS {name}"] = Method(f"rank {rank}", partial(_lycoris, algorithm, rank))
+        for name, algorithm in (("LyCORIS LoRA", "locon"), ("LyCORIS LoHa", "loha"), ("LyCORIS LoKr", "lokr")):
+            found[name] = Method(f"rank {rank}", partial(_lycoris, algorithm, rank))
     return found
+
+
+def comparable(family: type[Adapter], rank: int) -> dict[str, int]:
+    """The default rank of a family, or `rank` if that is more, as far as it trains no more than LoRA of `rank` does.
+
+    A tenth more is allowed, for what stands beside a LoRA of the same rank.
+    """
+    weight = torch.empty(640, 640, device="meta")
+    highest = max(getattr(family.Config(), "rank", 0), rank)
+    for own in range(highest, 0, -1) if "rank" in family.Config.kinds() else ():
+        trained = sum(value.numel() for value in family(weight, family.Config(rank=own)).parameters())
+        if trained <= 1.1 * rank * sum(weight.shape):
+            return {"rank": own}
+    return {}
 
 
 def targets(unet: Any) -> list[str]:

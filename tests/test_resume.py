@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_adapters import FAMILIES, save_adapter
+from diffusion_adapters import FAMILIES, load_adapter, save_adapter, set_adapters
+from diffusion_adapters.file import read_adapter
 from diffusion_adapters.options import option
 from tests.test_engine import dataset, fresh
 from tests.tiny import save_pipeline
 from train import checkpoint
+from train.bases import sample
 from train.checkpoint import CheckpointOptions
 from train.engine import Trainer
 from train.flags import AdapterOptions
@@ -96,3 +98,73 @@ def test_every_optimizer_goes_on_exactly(folder, tmp_path, optimizer):
     if optimizer == "adamw_8bit":
         options["optimizer_args"] = ("min_8bit_size=16",)
     check_exact(folder, tmp_path, **options)
+
+
+@pytest.mark.parametrize("how", [{"use_ema": True}, {"optimizer": "schedule_free"}, {}])
+def test_looking_between_steps_changes_nothing(folder, tmp_path, how):
+    """Sampling with the live modules, at other weights, from other seeds: the run is bitwise the run without."""
+    pytest.importorskip("schedulefree")
+    seen = []
+
+    def look(trainer):
+        with trainer.inference():
+            torch.randn(3)
+            seen.append({name: value.clone() for name, value in trainer.adapters.state_dict().items()})
+            for weight in (1.0, 0.5, 0.0):
+                set_adapters(trainer.base.denoiser, ["pet"], weight)
+                sample(trainer.base, ["a photo of sks cat"], [3], steps=2, guidance_scale=2.0, side=16)
+        assert trainer.adapters.training
+        assert trainer.adapters.weights == {"pet": 1.0}
+
+    plain = go(folder, tmp_path / "plain", **how)
+    same(plain, go(folder, tmp_path / "looked", between=look, **how))
+    assert all(torch.equal(value, plain[0][f"shown {name}"]) for name, value in seen[-1].items())
+    differ = [name for name in seen[-1] if not torch.equal(plain[0][name], seen[-1][name])]
+    assert bool(differ) == bool(how)
+
+
+def test_what_a_checkpoint_holds_is_what_would_be_saved(folder, tmp_path):
+    """Its adapter file is one like any other, with the averaged values."""
+    values, _ = go(folder, tmp_path / "out", use_ema=True)
+    file = read_adapter(tmp_path / "out" / "checkpoint-4" / "adapter.safetensors")
+    (tensors,) = file.tensors.values()
+    shown = {name: value for name, value in values.items() if name.startswith("shown")}
+    assert sum(len(part) for part in tensors.values()) == len(shown)
+    for path, part in tensors.items():
+        for name, value in part.items():
+            assert torch.equal(value, shown[f"shown adapters.:pet.{path.replace('.', '/')}.{name}"])
+    base = fresh(folder)
+    assert load_adapter(base.pipeline, file.path, "again") == "again"
+
+
+def test_a_run_goes_on_with_the_settings_that_it_began_with(folder, tmp_path):
+    go(folder, tmp_path / "out")
+    resume = {"resume_from_checkpoint": "latest"}
+    for name, value, before in (
+        ("train_batch_size", 2, "1"),
+        ("learning_rate", 0.5, "0.01"),
+        ("seed", 3, "0"),
+        ("optimizer", "adafactor", "'adamw'"),
+        ("use_ema", True, "False"),
+        ("family", "wara", "'lora'"),
+    ):
+        said = {"family": "adapter"}.get(name, name)
+        with pytest.raises(ValueError, match=rf"checkpoint-4: its {said} was {before}, now it is '?{value}"):
+            prepare(folder, tmp_path / "out", **resume | {name: value})
+    trainer, keeper = prepare(folder, tmp_path / "out", **resume)
+    trainer.dataset.examples.pop()
+    with pytest.raises(ValueError, match="its pictures was"):
+        keeper.adapters(trainer.base, trainer.dataset, "other")
+    other = save_pipeline(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="its base was"):
+        prepare(other, tmp_path / "out", **resume)
+    values, history = go(folder, tmp_path / "out", max_train_steps=6, checkpointing_steps=1, **resume)
+    same((values, history), go(folder, tmp_path / "whole", max_train_steps=6))
+
+
+def test_a_schedule_takes_the_new_number_of_steps(folder, tmp_path):
+    go(folder, tmp_path / "out", lr_scheduler="linear", max_train_steps=4)
+    more = {"resume_from_checkpoint": "latest", "max_train_steps": 8}
+    _, history = go(folder, tmp_path / "out", lr_scheduler="linear", **more)
+    rates = [record["lr"] for record in history]
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025, 0.005, 0.00375, 0.0025, 0.00125])

@@ -1,4 +1,4 @@
-"""Train the pocket base from the first pixel to the last weight: data, vae, unet, gate, export.
+"""Train the pocket base and the ruler's encoders from the first pixel to the last weight.
 
 Each stage resumes where it was interrupted; `python train/pocket.py` alone does whatever is still missing. One seeded
 process, on the GPU if there is one. Progress is logged as one JSON object a line in <work_dir>/log.jsonl.
@@ -7,8 +7,6 @@ process, on the GPU if there is one. Progress is logged as one JSON object a lin
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from pathlib import Path
 
@@ -16,17 +14,17 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from train.world.captions import POOLS, words
-from train.world.data import draw_pool, write_pool
+from train.world.captions import POOLS
+from train.world.encoder_stages import EncoderStages
 from train.world.export import export_pipeline
 from train.world.gate import measure, table
 from train.world.learn import Latents, Leg, PocketTraining, samples_seen, save_atomically, total_steps, train_decoder
 from train.world.nets import build_scheduler, build_text_encoder, build_unet, build_vae, fit_pca, patches, write_pca
 from train.world.oracle import Oracle, train_oracle
-from train.world.tokens import MAX_LENGTH, build_tokenizer
+from train.world.run import SIZE
+from train.world.tokens import MAX_LENGTH
 
-STAGES = ("data", "vae", "unet", "gate", "export")
-SIZE = 48
+STAGES = ("data", "vae", "unet", "gate", "export", "encoder", "clip")
 # Shares of the pools plain, patterned, styled, pairs.
 LEGS = (
     Leg(36_000, 2e-3, (0.6, 0.15, 0.25, 0.0), batch=48, floor=0.1),
@@ -34,34 +32,10 @@ LEGS = (
 )
 
 
-class Run:
-    """The work folder of one seed: where each stage finds and leaves its files."""
+class Pocket(EncoderStages):
+    """The stages of the base, then those of the encoders."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.folder = options, options.work_dir
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._vae: AutoencoderKL | None = None
-        self.tokenizer = build_tokenizer(words())
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def log(self, row: dict) -> None:
-        """Print a line and append it to log.jsonl."""
-        row = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
-        line = json.dumps(row | {"time": time.strftime("%H:%M:%S"), "cpu_seconds": round(sum(os.times()[:4]), 1)})
-        print(line, flush=True)
-        with (self.folder / "log.jsonl").open("a") as stream:
-            stream.write(line + "\n")
-
-    def pool(self, name: str) -> dict[str, np.ndarray]:
-        """Images, labels and tokens of one pool; drawn if missing."""
-        path = self.folder / f"data_{name}.npz"
-        if not path.exists():
-            began = time.perf_counter()
-            count = self.options.images // (4 if name == "pairs" else 1)
-            write_pool(path, draw_pool(self.options.seed, name, count, SIZE, self.options.workers), self.tokenizer)
-            self.log({"stage": "data", "pool": name, "images": count, "seconds": time.perf_counter() - began})
-        with np.load(path) as arrays:
-            return dict(arrays)
+    _vae: AutoencoderKL | None = None
 
     def data(self) -> None:
         """Draw all pools."""
@@ -176,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides every pixel and weight")
     parser.add_argument("--images", type=int, default=8000, help="images in each pool (pairs: a quarter)")
     parser.add_argument("--vae_steps", type=int, default=600, help="optimizer steps of the decoder, 16 images each")
+    parser.add_argument("--families", type=int, default=1600, help="of three look-alikes, 12 images each")
     parser.add_argument("--oracle_steps", type=int, default=900, help="optimizer steps of the judge, 64 images each")
     parser.add_argument(
         "--until", type=int, default=None, help="stop the UNet at this step; default: end of curriculum"
@@ -188,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance_scale", type=float, default=2.0, help="guidance of the gate")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    run = Run(options)
+    run = Pocket(options)
     for stage in options.stages:
         getattr(run, stage)()
 

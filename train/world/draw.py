@@ -100,6 +100,14 @@ def _fill(pattern: str, main: Colour, other: Colour, pen: Pen) -> np.ndarray:
         second = np.broadcast_to(y < -0.3, (side, side))
     elif pattern == "halves":
         second = np.broadcast_to(x > 0, (side, side))
+    elif pattern == "sash":
+        second = np.abs(y - 0.15 + 0.3 * x) < 0.24
+    elif pattern == "socks":
+        second = np.broadcast_to(y > 0.42, (side, side))
+    elif pattern == "patch":
+        second = (x + 0.36) ** 2 + (y + 0.22) ** 2 < 0.42**2
+    elif pattern == "diagonal":
+        second = x > y + 0.1
     else:
         second = np.zeros((side, side), bool)
     return np.where(second[..., None], np.array(other, np.float32), np.array(main, np.float32))

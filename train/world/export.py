@@ -1,27 +1,18 @@
-"""Writing the pipeline folder: fp16 weights, tokenizer, model card with checksums, plots of the run."""
+"""Writing the pipeline folder: fp16 weights, tokenizer, model card, gate and plots of the run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
-import matplotlib
 from diffusers import StableDiffusionPipeline
 
 from train.world.captions import BACKGROUNDS, COLOURS, EARS, EYES, KINDS, PATTERNS, RARE_TOKENS, STYLES
+from train.world.cards import ENCODERS, checksums, fill, plot_run, read_log, stage_times
+from train.world.encoder_card import refresh_card
 from train.world.gate import table
 from train.world.tokens import save_tokenizer
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """sha256 of each weight file, by its path inside the folder."""
-    files = sorted(folder.rglob("*.safetensors"))
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:
@@ -40,47 +31,6 @@ def write_weights(pipeline: StableDiffusionPipeline, folder: Path) -> None:
             parameter.data = parameter.data.float()
 
 
-def read_log(path: Path) -> list[dict]:
-    """Rows of a log.jsonl; a last line cut by an interruption is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def plot_run(rows: list[dict], path: Path) -> None:
-    """Loss curves of the decoder and of the UNet, side by side."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
-    for axis, stage, title in zip(
-        axes, ("vae", "unet"), ("VAE decoder", "UNet and text encoder (v loss)"), strict=True
-    ):
-        chosen = {row["step"]: row["loss"] for row in rows if row["stage"] == stage}
-        axis.plot(list(chosen), list(chosen.values()), linewidth=1)
-        axis.set(title=title, xlabel="optimizer step", yscale="log")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-def stage_times(rows: list[dict]) -> str:
-    """A Markdown table of stages: last step, last loss, CPU minutes (restarts added up)."""
-    lines = ["| stage | steps | last loss | CPU minutes |", "|---|---|---|---|"]
-    for stage in ("vae", "oracle", "unet"):
-        chosen = [row for row in rows if row["stage"] == stage]
-        spent = last = 0.0
-        for row in chosen:  # the clock of a process restarts at zero
-            spent += row["cpu_seconds"] - last if row["cpu_seconds"] >= last else row["cpu_seconds"]
-            last = row["cpu_seconds"]
-        if chosen:
-            end = chosen[-1]
-            steps, loss = end.get("step", ""), f"{end['loss']:.4f}" if "loss" in end else ""
-            lines.append(f"| {stage} | {steps} | {loss} | {spent / 60:.1f} |")
-    return "\n".join(lines)
-
-
 def pairs_table(pairs: dict[str, float]) -> str:
     """Two-object scores as a Markdown table."""
     lines = ["| two objects | left thing | left colour | right thing | right colour |", "|---|---|---|---|---|"]
@@ -93,8 +43,7 @@ def pairs_table(pairs: dict[str, float]) -> str:
 def model_card(folder: Path, scores: dict, rows: list[dict], samples: int, parameters: dict[str, int]) -> str:
     """The README of the pipeline folder; `card.md` in train/world holds its fixed text."""
     template = (Path(__file__).parent / "card.md").read_text()
-    sums = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in checksums(folder).items())
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2**20
+    size = sum((folder / name).stat().st_size for name in checksums(folder) if not name.startswith(ENCODERS)) / 2**20
     values = {
         "kinds": ", ".join(KINDS),
         "colours": ", ".join(COLOURS),
@@ -114,14 +63,11 @@ def model_card(folder: Path, scores: dict, rows: list[dict], samples: int, param
         "pairs": pairs_table(scores["pairs"]),
         "passes": "passed" if scores["passes"] else "not yet passed",
         "samples": f"{samples:,}",
-        "stages": stage_times(rows),
-        "sums": sums,
+        "stages": stage_times(rows, ("vae", "oracle", "unet")),
         "size": f"{size:.1f}",
         "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items()),
     }
-    for name, value in values.items():
-        template = template.replace("{" + name + "}", str(value))
-    return template
+    return fill(template, values)
 
 
 def export_pipeline(pipeline: StableDiffusionPipeline, work: Path, folder: Path, samples: int) -> None:
@@ -134,8 +80,9 @@ def export_pipeline(pipeline: StableDiffusionPipeline, work: Path, folder: Path,
     }
     write_weights(pipeline, folder)
     rows = read_log(work / "log.jsonl")
-    plot_run(rows, folder / "training.png")
+    plot_run(rows, folder / "training.png", {"vae": "VAE decoder", "unet": "UNet and text encoder (v loss)"})
     for name in ("gate.png", "gate.json"):
         shutil.copyfile(work / name, folder / name)
     card = model_card(folder, json.loads(gate.read_text()), rows, samples, parameters)
     (folder / "README.md").write_text(card)
+    refresh_card(folder)

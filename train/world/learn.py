@@ -25,7 +25,7 @@ class Leg:
 
     samples: int
     lr: float
-    shares: tuple[float, ...]
+    shares: tuple[float, ...] = ()
     batch: int = 32
     floor: float = 0.0
 

@@ -76,6 +76,13 @@ def _ears(pen: Pen, ears: str, top: float, half: float) -> None:
             pen.shape(
                 [(side * half * 0.7, top + 0.5), (side * (half + 0.5), top - 0.1), (side * half * 0.9, top + 1.1)]
             )
+        elif ears == "bearish":
+            pen.oval((side * half * 0.72 - 0.26, top - 0.16, side * half * 0.72 + 0.26, top + 0.36))
+        elif ears == "crested":
+            for x in (0.0, side * 0.3):
+                pen.shape([(x - 0.17, top + 0.24), (x + 0.17, top + 0.24), (x, top - 0.34 + abs(x))])
+        elif ears == "unicorn":
+            pen.shape([(-0.16, top + 0.2), (0.16, top + 0.2), (0.0, top - 0.62)], ROOF)
 
 
 def creature(pen: Pen, a: Attributes) -> tuple[float, float]:
@@ -95,6 +102,14 @@ def creature(pen: Pen, a: Attributes) -> tuple[float, float]:
     elif a.body == "pear":
         pen.oval((-half * 0.65, top, half * 0.65, top + 0.9))
         pen.oval((-half - 0.1, top + 0.5, half + 0.1, low))
+    elif a.body == "hexagonal":
+        corners = ((-0.5, top), (0.5, top), (1.1, 0.1), (0.5, low), (-0.5, low), (-1.1, 0.1))
+        pen.shape([(x * half, y) for x, y in corners])
+    elif a.body == "domed":
+        pen.oval((-half, top, half, top + 1.3))
+        pen.block((-half, top + 0.65, half, low))
+    elif a.body == "diamond":
+        pen.shape([(0, top - 0.25), (half + 0.3, 0.15), (0, low + 0.1), (-half - 0.3, 0.15)])
     else:
         pen.oval((-half, top, half, low))
     for side in (-1, 1):

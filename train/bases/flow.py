@@ -26,7 +26,7 @@ def levels(spread: Tensor, options: BaseOptions, scheme: str) -> Tensor:
         u = torch.special.expit(mean + std * torch.special.ndtri(u))
     elif scheme == "mode":
         scale = 1.29 if options.mode_scale is None else options.mode_scale
-        u = 1 - u - scale * ((math.pi / 2 * u).cos().square() - 1 + u)
+        return 1 - u - scale * ((math.pi / 2 * u).cos().square() - 1 + u)
     return 1 - u
 
 

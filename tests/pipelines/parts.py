@@ -93,8 +93,10 @@ def flux2_autoencoder() -> AutoencoderKLFlux2:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """One token for each word, padded to 32."""
-    return build_tokenizer(tuple(WORDS.split()))
+    """One token for each word, padded to 77."""
+    tokenizer = build_tokenizer(tuple(WORDS.split()))
+    tokenizer.model_max_length = 77
+    return tokenizer
 
 
 def clip(kind: Any, tokenizer: CLIPTokenizer, width: int) -> Any:

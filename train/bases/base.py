@@ -32,6 +32,8 @@ class Base(ABC):
     """Those of the flags in `options.DEPENDENT` that have an effect on it."""
     sequence_length: ClassVar[int | None] = None
     """Tokens of a prompt that its pipeline reads, where `--max_sequence_length` may change it."""
+    longest: ClassVar[int | None] = None
+    """The most tokens that its pipeline lets it read."""
 
     def __init__(self, pipeline: Any, options: BaseOptions) -> None:
         self.pipeline = pipeline
@@ -62,6 +64,9 @@ class Base(ABC):
     def check(cls, options: BaseOptions, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise ValueError for an option that this base would not honour, by the components' configurations."""
         refuse(options, cls.takes, configs["pipeline"]["_class_name"])
+        length = options.max_sequence_length
+        if length and cls.longest and length > cls.longest:
+            raise ValueError(f"--max_sequence_length {length} is longer than the {cls.longest} tokens that it can read")
 
     @classmethod
     @abstractmethod

@@ -19,6 +19,7 @@ from train.losses import Prediction
 class Chroma(FlowBase):
     takes = FLOW | {"max_sequence_length"}
     sequence_length: ClassVar[int | None] = 512
+    longest: ClassVar[int | None] = 512
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:

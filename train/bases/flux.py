@@ -18,6 +18,7 @@ from train.losses import Prediction
 class Flux(FlowBase):
     takes = FLOW | {"max_sequence_length", "training_guidance_scale"}
     sequence_length: ClassVar[int | None] = 512
+    longest: ClassVar[int | None] = 512
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import safetensors
 import torch
 from torch import nn
 
+from train.bases import quantize
 from train.bases.base import BASES, Base
 from train.bases.options import BaseOptions
 
@@ -28,13 +30,17 @@ class BaseInfo:
     multiple: int
     denoiser: Callable[[], nn.Module | None]
     """Makes the denoiser without its numbers, on the meta device; None if its class is not one of diffusers."""
+    absent: tuple[str, ...]
+    """Components that the pipeline goes without."""
+    vae: Callable[..., nn.Module] | None
+    """Loads the VAE that takes the place of the pipeline's own."""
 
 
 def inspect_base(options: BaseOptions) -> BaseInfo:
     """Read the configurations of a base. Raises FileNotFoundError, or ValueError for a pipeline that no file drives."""
     import diffusers
 
-    source = _find(options.pretrained_model_name_or_path)
+    source = _find("--pretrained_model_name_or_path", options.pretrained_model_name_or_path, "a diffusers pipeline")
     where: dict[str, Any] = {"revision": options.revision}
     try:
         index = diffusers.DiffusionPipeline.load_config(source, **where)
@@ -52,6 +58,9 @@ def inspect_base(options: BaseOptions) -> BaseInfo:
     for component, entry in index.items():
         if isinstance(entry, (list, tuple)) and entry[0] == "diffusers" and hasattr(diffusers, str(entry[1])):
             configs[component] = getattr(diffusers, entry[1]).load_config(source, subfolder=component, **where)
+    vae = None
+    if options.pretrained_vae_model_name_or_path is not None:
+        vae = functools.partial(getattr(diffusers, index["vae"][1]).from_pretrained, _vae(options, configs))
 
     def denoiser() -> nn.Module | None:
         owner, name = index[kind.component]
@@ -62,16 +71,23 @@ def inspect_base(options: BaseOptions) -> BaseInfo:
 
     kind.check(options, configs)
     side, multiple = kind.native(configs)
-    return BaseInfo(source, kind, side, multiple, denoiser)
+    absent = tuple(name for name, entry in index.items() if isinstance(entry, (list, tuple)) and entry[0] is None)
+    return BaseInfo(source, kind, side, multiple, denoiser, absent, vae)
 
 
 def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Base:
     """Load the frozen pipeline."""
     import diffusers
 
-    which = {"revision": options.revision, "variant": options.variant, "dtype": dtype}
+    which: dict[str, Any] = {**dict.fromkeys(info.absent), **info.kind.load_arguments}
+    which |= {"revision": options.revision, "variant": options.variant, "dtype": dtype}
+    if options.quantization is not None:
+        quantize.check(options.quantization, device)
+        which |= quantize.settings(options.quantization, info.kind.component, dtype)
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(info.source, **which, **info.kind.load_arguments)
+        if info.vae is not None:
+            which["vae"] = info.vae(dtype=dtype)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(info.source, **which)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--pretrained_model_name_or_path {info.source}: cannot be loaded: {said}") from error
@@ -79,19 +95,38 @@ def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype:
     return info.kind(pipeline.to(device), options)
 
 
-def _find(source: str) -> str:
+def _vae(options: BaseOptions, configs: dict[str, Mapping[str, Any]]) -> str:
+    """Where the VAE that was asked for is; its configuration takes the place of the pipeline's own."""
+    import diffusers
+
+    name, own = "--pretrained_vae_model_name_or_path", configs["vae"]
+    source = _find(name, options.pretrained_vae_model_name_or_path or "", "a VAE")
+    kind = getattr(diffusers, own["_class_name"])
+    try:
+        config = kind.load_config(source)
+    except (OSError, ValueError):
+        raise FileNotFoundError(f"{name} {source}: no configuration of a VAE there; give its own folder") from None
+    for key in ("_class_name", "latent_channels"):
+        if config.get(key) != own.get(key):
+            said, needed = config.get(key), own.get(key)
+            raise ValueError(f"{name} {source}: {key} is {said}, where this pipeline needs {needed}")
+    configs["vae"] = config
+    return source
+
+
+def _find(name: str, source: str, what: str) -> str:
     """`source` as a folder: here, or in the clone; else a Hub id. Raises FileNotFoundError for what can be neither."""
     path = Path(source).expanduser()
     for candidate in (path, ROOT / path):
         if candidate.is_dir():
             return source if candidate == Path(source) else str(candidate)
-    flag = f"--pretrained_model_name_or_path {source}"
+    flag = f"{name} {source}"
     if path.is_file():
-        raise ValueError(f"{flag} is a file; give the folder of a diffusers pipeline, with its model_index.json")
+        raise ValueError(f"{flag} is a file; give the folder of {what}, with its configuration file")
     parent = path.parent if str(path.parent) != "." else Path()
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or (ROOT / parent).is_dir():
         siblings = [p.name for p in (ROOT / parent).iterdir() if p.is_dir()] if (ROOT / parent).is_dir() else []
         close = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f"did you mean {parent / close[0]}?" if close else "give the folder of a diffusers pipeline or a Hub id"
+        hint = f"did you mean {parent / close[0]}?" if close else f"give the folder of {what} or a Hub id"
         raise FileNotFoundError(f"{flag}: no such folder; {hint}")
     return source

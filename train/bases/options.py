@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffusion_adapters.options import Options, option
+from train.bases.quantize import PACKAGES
 
 WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
 DISCRETE = frozenset({"snr_gamma", "noise_offset"})
@@ -30,6 +31,7 @@ class BaseOptions(Options):
     revision: str | None = option(None, "branch, tag or commit on the Hub")
     variant: str | None = option(None, "variant of the weight files, such as fp16")
     pretrained_vae_model_name_or_path: str | None = option(None, "folder or Hub id of a VAE to use instead of its own")
+    quantization: str | None = option(None, "keep the frozen denoiser in 8 or 4 bit", choices=tuple(PACKAGES))
     max_sequence_length: int | None = option(
         None, "tokens of a prompt that T5 and its like read (default: as the pipeline)", ge=1
     )

@@ -20,6 +20,7 @@ class StableDiffusion3(FlowBase):
     takes = FLOW | {"max_sequence_length"}
     scheme: ClassVar[str] = "logit_normal"  # as the model was trained
     sequence_length: ClassVar[int | None] = 256
+    longest: ClassVar[int | None] = 512
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
@@ -30,22 +31,23 @@ class StableDiffusion3(FlowBase):
         pipeline, prompts, device = self.pipeline, list(prompts), self.text_device
         if pipeline.text_encoder_3 is not None:
             self.warn_of_cuts(pipeline.tokenizer_3, prompts, self.length)
-        config = pipeline.transformer.config
         clips = [pipeline.text_encoder, pipeline.text_encoder_2]
-        present = [clip for clip in clips if clip is not None]
-        absent = config.pooled_projection_dim - sum(clip.config.projection_dim for clip in present)
+        present = [clip.config.projection_dim for clip in clips if clip is not None]
+        absent = pipeline.transformer.config.pooled_projection_dim - sum(present)
         parts, pooled = [], []
-        for i, clip in enumerate(clips):  # one that is absent says zeros, as when it was dropped in training
-            if clip is None:
+        for clip, tokenizer in zip(clips, [pipeline.tokenizer, pipeline.tokenizer_2], strict=True):
+            limit = {"padding": "max_length", "max_length": pipeline.tokenizer_max_length, "truncation": True}
+            if clip is None:  # one that is absent says zeros, as when it was dropped in training
                 width = absent // (2 - len(present))
-                embeds = torch.zeros(
-                    len(prompts), pipeline.tokenizer_max_length, width, dtype=self.dtype, device=device
-                )
-                whole = embeds[:, 0]
+                part = torch.zeros(len(prompts), limit["max_length"], width, dtype=self.dtype, device=device)
+                parts.append(part)
+                pooled.append(part[:, 0])
             else:
-                embeds, whole = pipeline._get_clip_prompt_embeds(prompts, device=device, clip_model_index=i)
-            parts.append(embeds)
-            pooled.append(whole)
+                said = clip(
+                    tokenizer(prompts, return_tensors="pt", **limit).input_ids.to(device), output_hidden_states=True
+                )
+                parts.append(said.hidden_states[-2])
+                pooled.append(said[0])
         long = pipeline._get_t5_prompt_embeds(prompts, 1, self.length, device, self.dtype)
         short = torch.cat(parts, dim=-1)
         embeds = torch.cat([pad(short, (0, long.shape[-1] - short.shape[-1])), long], dim=1)

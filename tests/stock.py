@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.pipelines import SIDE
+from tests.pipelines import SIDE, length
 
 Arguments = dict[str, Any]
 UNGUIDED: dict[str, Arguments] = {
@@ -70,7 +70,7 @@ def stock_calls(pipeline: Any, name: str, prompts: list[str], latents: list[Tens
         settings = {"callback": overwrite}  # as pipelines had it before
     settings |= {"height": SIDE, "width": SIDE, "num_inference_steps": len(latents) + 1, "output_type": "latent"}
     with recorded(pipeline.components.get("transformer") or pipeline.components["unet"]) as calls:
-        pipeline(prompt=list(prompts), **settings, **UNGUIDED.get(name, {"guidance_scale": 1.0}))
+        pipeline(prompt=list(prompts), **settings, **length(pipeline), **UNGUIDED.get(name, {"guidance_scale": 1.0}))
     return calls[1:], pipeline.scheduler.timesteps[1:]
 
 

@@ -23,7 +23,7 @@ class Adapter(nn.Module):
 
     A family says what it adds in up to three ways, whose sum is its effect on the projection; W + ΔW is the whole:
 
-    - `low_rank()`: factors (B, A) with ΔW = B A. Evaluated together with all other low-rank adapters, exported exactly.
+    - `factors()`: (B, c, A) with ΔW = B diag(c) A. Evaluated together with those of other adapters, exported exactly.
     - `input_delta(x)`: (T − I) x, of a family that multiplies W by T on the input side: W T = W + W (T − I).
     - `forward(x, y, linear)`: anything else; it may call `linear` and must never build an (out, in) tensor.
 
@@ -48,13 +48,21 @@ class Adapter(nn.Module):
         """ΔW (out, in) in fp32 for the frozen `weight` W. Pure: the truth that fuse, export, merge and tests use."""
         factors = self.low_rank()
         if factors is None:
-            raise NotImplementedError(f"{type(self).__name__} has no low_rank() and must define delta_weight(weight)")
+            raise NotImplementedError(f"{type(self).__name__} has no factors() and must define delta_weight(weight)")
         up, down = factors
         return up @ down
 
-    def low_rank(self) -> tuple[Tensor, Tensor] | None:
-        """(B, A) of shapes (out, rank) and (rank, in), differentiable: the low-rank part of ΔW is B A. None if none."""
+    def factors(self) -> tuple[Tensor, Tensor | float, Tensor] | None:
+        """B (out, rank), c (rank,) or a number, A (rank, in), differentiable: the low-rank part of ΔW is B diag(c) A.
+
+        Scales belong into c, which multiplies the few values between the two matrix products. None if there is no part.
+        """
         return None
+
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """`factors()` with c in B: (B, A) of shapes (out, rank) and (rank, in). None if none."""
+        factors = self.factors()
+        return None if factors is None else (factors[0] * factors[1], factors[2])
 
     def input_delta(self, x: Tensor) -> Tensor:
         """(T − I) x, (..., in) -> (..., in)."""

@@ -59,33 +59,40 @@ class Plan:
         return y
 
     def _add_low_rank(self, x: Tensor, y: Tensor) -> Tensor:
-        down, up = self._factors(y)
+        down, core, up = self._factors(y)
         inner = x.reshape(-1, x.shape[-1]).to(y.dtype) @ down
+        if core is not None:
+            inner = inner * core
         overwrites = not torch.compiler.is_compiling() and not torch.is_grad_enabled() and y.is_contiguous()
         if overwrites and x.untyped_storage()._cdata != y.untyped_storage()._cdata:
             y.view(-1, y.shape[-1]).addmm_(inner, up)
             return y
         return torch.addmm(y.reshape(-1, y.shape[-1]), inner, up).view(y.shape)
 
-    def _factors(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Aᵀ (in, R) and weighted Bᵀ (R, out) of all low-rank adapters, in the dtype and on the device of `y`."""
+    def _factors(self, y: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Aᵀ (in, R), weighted c (R,) and Bᵀ (R, out) of all low-rank adapters, in the dtype and on the device of `y`.
+
+        Kept factors have c in Bᵀ, and None for it.
+        """
         compiling = torch.compiler.is_compiling()
         if (compiling or torch.is_grad_enabled()) and any(value.requires_grad for value in self._values):
             return self._joined(y)
         if not compiling:
             self.refresh(y)
         assert self._kept is not None
-        return self._kept[0].to(y), self._kept[1].to(y)
+        return self._kept[0].to(y), None, self._kept[1].to(y)
 
-    def _joined(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        ups, downs = [], []
+    def _joined(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ups, cores, downs = [], [], []
         for adapter, weight in self.low_rank:
-            up, down = adapter.low_rank()  # type: ignore[misc]
-            ups.append((up * weight.to(up.device)).to(like))
+            up, core, down = adapter.factors()  # type: ignore[misc]
+            ups.append(up.to(like))
             downs.append(down.to(like))
+            cores.append((weight.to(like.device) * core).to(like.dtype))
         if len(ups) == 1:
-            return downs[0].t(), ups[0].t()
-        return torch.cat(downs).t(), torch.cat(ups, dim=1).t()
+            return downs[0].t(), cores[0], ups[0].t()
+        cores = [core.expand(len(down)) for core, down in zip(cores, downs, strict=True)]
+        return torch.cat(downs).t(), torch.cat(cores), torch.cat(ups, dim=1).t()
 
     def refresh(self, like: Tensor | None = None) -> None:
         """Bring the kept factors up to date; in place where they stay the same size, so that nothing is recompiled.
@@ -103,7 +110,8 @@ class Plan:
         if fits and seen == self._seen and not forced:
             return
         with torch.inference_mode(False), torch.no_grad():  # leaving inference mode turns gradients on
-            down, up = self._joined(like)
+            down, core, up = self._joined(like)
+            up = core[..., None] * up
             if fits and kept is not None and kept[0].shape == down.shape:
                 kept[0].copy_(down)
                 kept[1].copy_(up)
@@ -114,4 +122,4 @@ class Plan:
 
 def has_factors(adapter: Adapter) -> bool:
     """Whether the adapter has a low-rank part."""
-    return type(adapter).low_rank is not Adapter.low_rank and adapter.low_rank() is not None
+    return type(adapter).factors is not Adapter.factors and adapter.factors() is not None

@@ -154,7 +154,7 @@ def check_parts(family: Family, overrides: Overrides) -> None:
         assert up.shape[0] == OUT
         assert down.shape[1] == IN
         assert up.shape[1] == down.shape[0]
-        assert up.requires_grad or down.requires_grad, "low_rank() is not differentiable"
+        assert up.requires_grad or down.requires_grad, "factors() is not differentiable"
         product = (up @ down).detach()
         total += product
         assert torch.linalg.matrix_rank(product) <= up.shape[1]

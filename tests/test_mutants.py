@@ -23,13 +23,13 @@ COUNTER = itertools.count(1)
 
 
 class ScaleSquared(Good):
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.scaling**2 * self.B, self.A
+    def factors(self) -> tuple[Tensor, float, Tensor]:
+        return self.B, self.scaling**2, self.A
 
 
 class AlphaDropped(Good):
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.B, self.A
+    def factors(self) -> tuple[Tensor, float, Tensor]:
+        return self.B, 1.0, self.A
 
 
 class ScaleTwiceInDelta(Good):
@@ -48,8 +48,8 @@ class DeltaTransposed(Good):
 
 
 class FactorsSwapped(Good):
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.scaling * self.A, self.B
+    def factors(self) -> tuple[Tensor, float, Tensor]:
+        return self.A, self.scaling, self.B
 
 
 class StartsOff(Good):
@@ -59,8 +59,8 @@ class StartsOff(Good):
 
 
 class FactorDetached(Good):
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.scaling * self.B, self.A.detach()
+    def factors(self) -> tuple[Tensor, float, Tensor]:
+        return self.B, self.scaling, self.A.detach()
 
 
 class ParameterUnused(Good):
@@ -77,7 +77,7 @@ class WritesWeight(Good):
 
 
 class BuildsDense(Good):
-    def low_rank(self) -> None:
+    def factors(self) -> None:
         return None
 
     def delta_weight(self, weight: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class BuildsDense(Good):
 class StaysWide(Good):
     """Computes in fp32 where the denoiser is in bf16."""
 
-    def low_rank(self) -> None:
+    def factors(self) -> None:
         return None
 
     def delta_weight(self, weight: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ class IgnoresSeed(Good):
 class ChangesInForward(Good):
     """Works on a state that a second forward, as checkpointing makes, finds changed."""
 
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.scaling * self.B * next(COUNTER), self.A
+    def factors(self) -> tuple[Tensor, float, Tensor]:
+        return self.B, self.scaling * next(COUNTER), self.A
 
 
 class GroupForgotten(Good):

@@ -56,8 +56,8 @@ class LoLDU(Adapter):
         self.L = nn.Buffer(left.to(weight), persistent=False)
         self.U = nn.Buffer((scale[:, None] * right).to(weight), persistent=False)
 
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.L * self.d, self.U
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.L, self.d, self.U
 
     @classmethod
     def from_tensors(cls, weight: Tensor, config: Any, tensors: dict[str, Tensor]) -> Self:

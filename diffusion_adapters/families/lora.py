@@ -37,5 +37,5 @@ class LoRA(Adapter):
         self.B = nn.Parameter(torch.zeros(self.out_features, config.rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.scaling * self.B, self.A
+    def factors(self) -> tuple[Tensor, float, Tensor]:
+        return self.B, self.scaling, self.A

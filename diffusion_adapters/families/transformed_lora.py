@@ -62,12 +62,12 @@ class TransformedLoRA(Adapter):
             self.ring_out = nn.ParameterList(torch.randn(n, rank, rank) * n**0.5 / rank**2 for n in self.out_modes)
             nn.init.zeros_(self.ring_out[0])
 
-    def low_rank(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> tuple[Tensor, float, Tensor]:
         if self.config.residual == "lora":
-            return self.scaling * self.B, self.A
+            return self.B, self.scaling, self.A
         pairs = ((torch.einsum("irs,jst->ijrt", a, b).flatten(0, 1), c) for a, b, c in (self.ring_in, self.ring_out))
         down, up = (torch.einsum("irs,jst->ijrt", *pair).flatten(0, 1) for pair in pairs)
-        return self.scaling * up.flatten(1), down.transpose(1, 2).flatten(1).t()  # the trace swaps the bonds
+        return up.flatten(1), self.scaling, down.transpose(1, 2).flatten(1).t()  # the trace swaps the bonds
 
     def input_delta(self, x: Tensor, transposed: bool = False) -> Tensor:
         """(T - I) x, or (T - I)ᵀ x, (..., in) -> (..., in).

@@ -72,9 +72,9 @@ class WaRA(Adapter):
             self.A.append(torch.empty(count, config.rank, size_in).uniform_(-(size_in**-0.5), size_in**-0.5))
             self.B.append(torch.zeros(count, config.rank, size_out))
 
-    def low_rank(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> tuple[Tensor, float, Tensor]:
         up = self._synthesize(self.B, self.row_taps)
-        return self.scaling * up.t(), self._synthesize(self.A, self.column_taps)
+        return up.t(), self.scaling, self._synthesize(self.A, self.column_taps)
 
     def _synthesize(self, values: nn.ParameterList, taps: Tensor) -> Tensor:
         """Factors of each level, (bands, rank, size / 2^j) from the deepest on -> rows (R, size)."""

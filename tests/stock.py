@@ -5,10 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tests.pipelines import SIDE, length
@@ -72,60 +70,3 @@ def stock_calls(pipeline: Any, name: str, prompts: list[str], latents: list[Tens
     with recorded(pipeline.components.get("transformer") or pipeline.components["unet"]) as calls:
         pipeline(prompt=list(prompts), **settings, **length(pipeline), **UNGUIDED.get(name, {"guidance_scale": 1.0}))
     return calls[1:], pipeline.scheduler.timesteps[1:]
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How the denoiser of a flow is spoken to, told anew: noisy latents and σ from a call, the answer from a velocity.
-
-    `noisy` gives (b, c, h, w); `sigma` (b,); `answer` takes the velocity noise − latents, (b, c, h, w).
-    """
-
-    noisy: Callable[[Arguments], Tensor] = lambda call: call["hidden_states"]
-    sigma: Callable[[Arguments], Tensor] = lambda call: call["timestep"] / 1000
-    answer: Callable[[Tensor], Any] = lambda velocity: velocity
-
-
-def from_tokens(call: Arguments) -> Tensor:
-    """A square of tokens of 2 x 2 latents -> (b, c, h, w)."""
-    tokens = call["hidden_states"]
-    side = round(tokens.shape[1] ** 0.5)
-    return nn.functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (side, side)), 2)
-
-
-def to_tokens(velocity: Tensor) -> Tensor:
-    return nn.functional.pixel_unshuffle(velocity, 2).flatten(2).transpose(1, 2)
-
-
-FLOWS: dict[str, Convention] = {
-    "auraflow": Convention(sigma=lambda call: call["timestep"]),
-    "chroma": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
-    "flux": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
-    "flux2": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
-    "flux2_klein": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
-    "lumina2": Convention(sigma=lambda call: 1 - call["timestep"], answer=torch.neg),
-    "qwen_image": Convention(from_tokens, lambda call: call["timestep"], to_tokens),
-    "sana": Convention(sigma=lambda call: call["timestep"] / 500),  # half, by the tiny one's timestep_scale
-    "sd3": Convention(),
-    "z_image": Convention(
-        lambda call: torch.stack(call["x"]).squeeze(2), lambda call: 1 - call["t"], lambda v: list(-v.unsqueeze(2))
-    ),
-}
-
-
-@contextmanager
-def perfect(denoiser: nn.Module, name: str, clean: Tensor) -> Iterator[list[Tensor]]:
-    """The denoiser knows the latents (b, c, h, w) of its pictures. Yields the σ that it is asked at, each (b,)."""
-    convention, asked = FLOWS[name], []
-
-    def answer(*args: Any, **kwargs: Any) -> tuple[Any]:
-        call = bound(denoiser, args, kwargs)
-        sigma = convention.sigma(call)
-        asked.append(sigma)
-        return (convention.answer((convention.noisy(call) - clean) / sigma.view(-1, 1, 1, 1)),)
-
-    denoiser.forward = answer  # type: ignore[method-assign]
-    try:
-        yield asked
-    finally:
-        del denoiser.forward

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffusion_adapters import add_adapter, delete_adapters, load_adapter, save_adapter
 from tests.pipelines import LENGTH, PIPELINES, SIDE, build, sample, save
-from tests.stock import perfect, recorded, stock_calls
+from tests.stock import recorded, stock_calls
 from train.bases import BASES, Base, BaseOptions, inspect_base, load_base
-from train.bases.flow import FlowBase
 from train.bases.latents import Noised
 from train.losses import denoising
 
@@ -85,39 +84,6 @@ def test_the_denoiser_is_told_what_the_stock_pipeline_tells_it(loaded, monkeypat
         with recorded(base.denoiser) as ours:
             base.predict(base.denoiser, batch)
         assert_same(ours[0], stock, f"{name} at {timestep}")
-
-
-def test_a_perfect_predictor_of_a_flow_has_no_loss_and_samples_the_picture(loaded):
-    """Trained and sampled through the same denoiser, at many levels: no loss, and the stock pipeline ends on x0."""
-    name, base = loaded.name, loaded.base
-    if not isinstance(base, FlowBase):
-        pytest.skip("of discrete noise levels")
-    batch = a_batch(base, 8)
-    clean, _ = base.latents(batch)
-    with perfect(base.denoiser, name, clean) as asked:
-        made = base.predict(base.denoiser, batch)
-    assert denoising(made) < 1e-8 * made.target.square().mean()
-    assert made.target.shape == made.prediction.shape == clean.shape
-    assert asked[0].min() > 0
-    assert asked[0].max() <= 1
-    assert asked[0].unique().numel() == 8
-
-    expected = restored(base, batch)
-    with perfect(base.denoiser, name, clean[:1]):
-        for steps in (1, 3):  # Sana's scheduler rounds timesteps to integers: a thousandth of the noise is left
-            picture = sample(base.pipeline, name, PROMPTS[0], num_inference_steps=steps)
-            torch.testing.assert_close(torch.from_numpy(picture), expected, atol=5e-3, rtol=0)
-
-
-@torch.no_grad()
-def restored(base, batch):
-    """The first picture as the VAE restores it from its own latents, (h, w, 3) in [0, 1]: neither scale nor shift."""
-    vae, latents = base.pipeline.vae, batch["moments"][:1]
-    if not isinstance(vae, AutoencoderDC):
-        mean, log_variance = latents.chunk(2, 1)
-        latents = mean + base.drawn(batch, mean)[0] * (log_variance / 2).exp()
-    picture = vae.decode(latents[:, :, None]).sample[:, :, 0] if hasattr(vae, "z_dim") else vae.decode(latents).sample
-    return (picture[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)
 
 
 def test_a_sample_is_the_same_in_any_batch(loaded):

@@ -17,6 +17,7 @@ from train.losses import Prediction
 class Lumina2(FlowBase):
     takes = FLOW | {"max_sequence_length"}
     sequence_length: ClassVar[int | None] = 256
+    longest: ClassVar[int | None] = 512
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from train.losses import Prediction
 class QwenImage(FlowBase):
     takes = FLOW | {"max_sequence_length"}
     sequence_length: ClassVar[int | None] = 1024
+    longest: ClassVar[int | None] = 1024
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:

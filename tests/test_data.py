@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageCms
 
 from train import images
-from train.data import CachedImages, DataOptions, _order, read_folder, spread
-from train.images import open_rgb, square, variants
+from train.data import CachedImages, DataOptions, read_folder, spread
+from train.data.buckets import shuffled
+from train.images import View, open_rgb, views
 
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 30), (30, 30, 220)
 
@@ -89,26 +90,27 @@ def test_huge_pictures_are_reduced_while_decoding_or_refused(saved, monkeypatch)
     path = saved("huge.jpg", picture((6000, 4000)))
     image = open_rgb(path, 48)
     assert min(96, 48) <= min(image.size) < 1000
-    assert near(square(image, 48), 4, 24, RED, 30)
+    assert near(View((48, 48)).cut(image), 4, 24, RED, 30)
     monkeypatch.setattr(images, "MAX_PIXELS", 10**6)
     with pytest.raises(ValueError, match=r"6000 x 4000 exceeds 1 million pixels; scale it down"):
         open_rgb(path, 48)
 
 
 def test_tiny_and_thin_pictures_become_squares():
-    assert square(Image.new("RGB", (1, 1), RED), 16).getpixel((8, 8)) == RED
-    assert square(Image.new("RGB", (1, 20000), RED), 16).size == (16, 16)
+    assert View((16, 16)).cut(Image.new("RGB", (1, 1), RED)).getpixel((8, 8)) == RED
+    assert View((16, 16)).cut(Image.new("RGB", (1, 20000), RED)).size == (16, 16)
 
 
-def test_variants_differ_only_where_asked():
+def test_views_differ_only_where_asked():
     def made(size, **settings):
-        return variants(picture(size), 16, 4, **{"center_crop": False, "random_flip": False, "seed": 0} | settings)
+        settings = {"center_crop": False, "random_flip": False, "seed": 0} | settings
+        return [view.cut(picture(size)) for view in views(size, (16, 16), 4, **settings)]
 
     assert len(made((32, 32))) == 1
     assert len(made((64, 32), center_crop=True)) == 1
     crops = made((64, 32))
     assert len({crop.tobytes() for crop in crops}) == 4
-    assert crops[0].tobytes() == square(picture((64, 32)), 16).tobytes()
+    assert crops[0].tobytes() == View((16, 16)).cut(picture((64, 32))).tobytes()
     assert [crop.tobytes() for crop in crops] == [crop.tobytes() for crop in made((64, 32))]
     plain, mirrored = made((32, 32), random_flip=True)
     assert near(plain, 2, 8, RED)
@@ -157,7 +159,7 @@ def test_a_folder_without_a_picture_is_one_clear_error(tmp_path):
         return str(caught.value)
 
     assert message(tmp_path / "absent") == f"--instance_data_dir {tmp_path / 'absent'}: no such folder"
-    assert message(tmp_path).endswith("the folder has no files (subfolders are not searched)")
+    assert message(tmp_path).endswith("the folder has no files (subfolders are searched if named as 10_NAME)")
     (tmp_path / "a.txt").write_text("no picture")
     said = message(tmp_path)
     assert said.endswith("no picture can be read (a.txt: not an image that Pillow can read)")
@@ -219,7 +221,7 @@ def test_noise_levels_are_uniform_over_the_run_and_over_every_picture(seed):
     assert 0.99 < levels.max() < 1
     for few in levels.unfold(0, 4, 1)[:1000]:
         assert few.sort().values.diff().min() > 0.1  # any four samples in a row differ
-    order = [_order(5, seed, epoch) for epoch in range(1000)]
+    order = [shuffled(5, seed, epoch) for epoch in range(1000)]
     for picture in range(5):
         own = torch.stack([levels[5 * epoch + order[epoch].index(picture)] for epoch in range(1000)])
         assert (own.histc(10, 0, 1) - 100).abs().max() < 40

@@ -28,17 +28,18 @@ from diffusion_adapters import FAMILIES, AdapterConfig
 from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.checkpoint import CheckpointOptions
-from train.data import CachedImages, DataOptions, list_folder, read_folder
+from train.data import DataOptions, build_dataset, check_data, generate_missing, read_folder
 from train.engine import Trainer
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper, attach
+from train.objective import LossOptions, Objective
 from train.progress import Interrupt, explain, follow, show_log
 from train.settings import TrainOptions, make_accelerator, settle
 from train.trackers import TrackerOptions
 from train.watch import Watch
 
 LOG = logging.getLogger("train")
-BOUND = (AdapterOptions, BaseOptions, DataOptions, TrainOptions)
+BOUND = (AdapterOptions, BaseOptions, DataOptions, LossOptions, TrainOptions)
 """Options with which a run goes on as it began."""
 
 
@@ -48,34 +49,31 @@ class DreamBoothOptions(*BOUND, CheckpointOptions, results.ResultOptions, Tracke
 
 
 def resolve(config: DreamBoothOptions, info: BaseInfo) -> DreamBoothOptions:
-    """The options with every default that depends on another choice filled in. Raises ValueError."""
-    side = config.resolution or info.side
-    if side % info.multiple:
-        near = max(side // info.multiple, 1) * info.multiple
-        raise ValueError(f"--resolution {side} must be a multiple of {info.multiple} for this base, such as {near}")
+    """The options with every default that depends on another choice filled in."""
     folder = config.output_dir or Path(f"dreambooth-{config.adapter}")
-    return dataclasses.replace(config, resolution=side, output_dir=folder)
+    return dataclasses.replace(config, resolution=config.resolution or info.side, output_dir=folder)
 
 
 def run(
     config: DreamBoothOptions, adapter: AdapterConfig, stop: Callable[[], bool] = lambda: False
 ) -> Generator[dict[str, float], None, results.Finished | None]:
     """Train one subject: yields the engine's records; writes the results; None is returned but on the main process."""
-    list_folder(config)  # before seconds of imports
+    check_data(config)  # before seconds of imports
     info = inspect_base(config)
     config = resolve(config, info)
-    folder = read_folder(config, config.resolution, config.seed)
+    folder = read_folder(config, config.resolution, config.seed, info.multiple)
     accelerator = make_accelerator(config)
-    config = settle(config, FAMILIES[config.adapter], len(folder.examples), accelerator.num_processes)
+    config = settle(config, FAMILIES[config.adapter], len(folder), accelerator.num_processes)
     keeper = Keeper(accelerator, config, adapter, BOUND)
     config = preflight.check(accelerator, config, info, folder, lambda blank: attach(blank, "blank", config, adapter))
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    with Watch(accelerator, config, adapter, name, len(folder.examples)) as watch:
+    with Watch(accelerator, config, adapter, name, len(folder)) as watch:
+        generate_missing(accelerator, config, info, stop)
         base = load_base(info, config, accelerator.device, dtype)
-        dataset = CachedImages(base, folder.examples)
+        dataset = build_dataset(accelerator, base, config, folder)
         adapters = keeper.adapters(base, dataset, name)
-        trainer = Trainer(accelerator, config, base, adapters, dataset)
+        trainer = Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
         trained = sum(parameter.numel() for parameter in trainer.parameters)
         finished = results.Finished(base, info.source, config, adapter, name, folder, watch.records, trained)
         keep = keeper.follow(trainer, finished.save)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOSSES = ("l2", "huber", "smooth_l1")
+
 
 class Prediction(NamedTuple):
     """What a base makes of a batch. `weights`: (b,) by noise level and sample, or None for ones."""

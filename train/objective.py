@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from diffusion_adapters import Adapter, AdapterSet
+from diffusion_adapters.options import option
 from train.bases import Base
-from train.losses import Prediction, masked_mean, pointwise
+from train.data import PriorOptions
+from train.losses import LOSSES, Prediction, masked_mean, pointwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(PriorOptions):
+    title: ClassVar[str] = "loss and prior preservation"
+    loss_type: str = option("l2", "error of the prediction, square or bounded for outliers", choices=LOSSES)
+    huber_c: float = option(0.1, "where huber and smooth_l1 turn from square to linear", gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,14 @@ class Objective:
     teacher: bool = False
     unmasked_weight: float = 0.0
     masked_prior_weight: float = 0.0
+
+    @classmethod
+    def of(cls, config: Any) -> Objective:
+        """What the options of a run say."""
+        taken = {
+            field.name: getattr(config, field.name) for field in dataclasses.fields(cls) if field.name != "teacher"
+        }
+        return cls(teacher=config.with_prior_preservation and config.prior_source == "teacher", **taken)
 
     def __call__(
         self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]

@@ -91,6 +91,17 @@ def poster(
     return sheet.crop((0, 0, width, y + LINE // 2 + plot.height + MARGIN))
 
 
+def strip(pictures: Pictures) -> Image.Image:
+    """The first picture of every prompt side by side, at their own size."""
+    row = [images[0] for rows in pictures.images.values() for images in rows]
+    sheet = Image.new("RGB", (sum(image.width for image in row), max(image.height for image in row)), PAPER)
+    x = 0
+    for image in row:
+        sheet.paste(image, (x, 0))
+        x += image.width
+    return sheet
+
+
 def forest(rows: Mapping[str, Scores]) -> Image.Image:
     """Mean and interval of every metric and candidate, a panel per metric."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,0 +1,203 @@
+"""One cell of the comparison: train one method on one subject in the usual loop, then measure it with the ruler."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from diffusion_adapters import FAMILIES, AdapterSet, add_adapter, delete_adapters, save_adapter, set_adapters
+from diffusion_adapters.registry import nearest
+from train.bases import BaseOptions, inspect_base, load_base, sample
+from train.benchmarks.cells import Result
+from train.benchmarks.references import REFERENCES, Reference
+from train.data import CachedImages, DataOptions, read_folder
+from train.engine import TrainOptions, make_accelerator, train
+from train.evaluate import load_encoders
+from train.flags import known_good
+from train.output import write
+from train.ruler import Pictures, Protocol, Ruler, Subject
+from train.ruler.report import strip
+
+METHODS = Path(__file__).parent / "methods.toml"
+NAME = "cell"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison: an adapter family or a reference, its options, where the sweep begins."""
+
+    label: str
+    learning_rate: float
+    adapter: str | None = None
+    reference: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def attach(self, denoiser: Any, seed: int) -> AdapterSet:
+        """Put it on the denoiser, ready to be trained."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.reference is not None:
+                return REFERENCES[self.reference](denoiser, self.options)
+            assert self.adapter is not None
+            return add_adapter(denoiser, NAME, self.adapter, **self.options)
+
+
+def load_methods(path: Path = METHODS) -> dict[str, Method]:
+    """The methods of a TOML file. Raises ValueError with the table that is wrong."""
+    found = {}
+    for label, table in tomllib.loads(path.read_text("utf-8")).items():
+        own = {name: table.pop(name) for name in ("adapter", "reference", "learning_rate") if name in table}
+        method = Method(label, **own, options=table)
+        if method.adapter is not None:
+            FAMILIES[method.adapter].Config.from_mapping(table)
+        elif method.reference not in REFERENCES:
+            raise ValueError(f"{path} [{label}]: unknown reference, {nearest(str(method.reference), REFERENCES)}")
+        found[label] = method
+    return found
+
+
+class Workshop:
+    """Base, encoders and subjects of a protocol, loaded once for all cells."""
+
+    def __init__(self, protocol: Protocol, work_dir: Path, data_dir: Path | None, steps: int | None) -> None:
+        self.protocol, self.work_dir, self.data_dir = protocol, work_dir, data_dir
+        source = {"pretrained_model_name_or_path": protocol.pretrained_model_name_or_path}
+        flat = {k: v for k, v in known_good(source["pretrained_model_name_or_path"]).items() if not isinstance(v, dict)}
+        wanted = {**flat, **protocol.train, **({} if steps is None else {"max_train_steps": steps})}
+        names = {one.name for one in dataclasses.fields(TrainOptions)}
+        self.options = TrainOptions(**{name: value for name, value in wanted.items() if name in names})
+        names = {one.name for one in dataclasses.fields(BaseOptions)}
+        base_options = BaseOptions(**source | {k: v for k, v in wanted.items() if k in names - set(source)})
+        self.folders = {subject.name: self._folder(subject) for subject in protocol.subjects}
+        self.accelerator = make_accelerator(self.options)
+        info = inspect_base(base_options)
+        self.side = protocol.resolution or info.side
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.accelerator.mixed_precision, torch.float32)
+        self.base = load_base(info, base_options, self.accelerator.device, dtype)
+        self.encoders = load_encoders(protocol, self.accelerator.device)
+        self._base_pictures: dict[Any, Pictures] = {}
+        self._rulers: dict[str, Ruler] = {}
+
+    def _folder(self, subject: Subject) -> tuple[Path, Path]:
+        """(pictures to train on, pictures to compare with). Raises FileNotFoundError for a folder that is not there."""
+        if subject.world is not None:
+            from train.world.subjects import subject_images
+
+            folder = self.work_dir / "subjects" / subject.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(subject_images(subject.world)):
+                write(folder / f"{i:02d}.png", lambda path, image=image: image.save(path, "PNG"))
+            return folder, folder
+        if self.data_dir is None:
+            raise ValueError(f"protocol {self.protocol.title} needs --data_dir, the folder of its pictures")
+        folder = self.data_dir / subject.folder
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"--data_dir {self.data_dir}: no folder {subject.folder!r} of subject {subject.name}"
+            )
+        return self._split(subject, folder) if subject.captions else (folder, folder)
+
+    def _split(self, subject: Subject, folder: Path) -> tuple[Path, Path]:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() != ".txt")
+        if len(files) != len(subject.captions):
+            raise ValueError(
+                f"{folder} holds {len(files)} pictures; {subject.name} has {len(subject.captions)} captions"
+            )
+        made = []
+        for part in ("train", "test"):
+            target = self.work_dir / "subjects" / subject.name / part
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            for place, number in enumerate(getattr(subject, part)):
+                name = f"{place:03d}{files[number].suffix}"
+                shutil.copyfile(files[number], target / name)
+                (target / name).with_suffix(".txt").write_text(subject.captions[number], "utf-8")
+            made.append(target)
+        return made[0], made[1]
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """Pictures with whatever is active."""
+        settings = {"steps": self.protocol.num_inference_steps, "guidance_scale": self.protocol.guidance_scale}
+        return sample(self.base, prompts, seeds, side=self.side, **settings)
+
+    def ruler(self, subject: Subject) -> Ruler:
+        """The ruler of a subject."""
+        if subject.name not in self._rulers:
+            options = DataOptions(instance_data_dir=self.folders[subject.name][1], center_crop=True)
+            real = [example.images[0] for example in read_folder(options, self.side, 0).examples]
+            self._rulers[subject.name] = Ruler(self.protocol.suite_of(subject), real, *self.encoders)
+        return self._rulers[subject.name]
+
+    def base_pictures(self, subject: Subject) -> Pictures:
+        """What the base draws for a subject's suite; subjects of the same words share it."""
+        suite = self.protocol.suite_of(subject)
+        key = (suite.prompts, suite.class_prompts)
+        if key not in self._base_pictures:
+            self._base_pictures[key] = self.ruler(subject).draw(self.draw)
+        return self._base_pictures[key]
+
+    def base_cell(self, subject: Subject) -> Result:
+        """The base without anything, and what its real pictures reach among themselves."""
+        ruler = self.ruler(subject)
+        pictures = self.base_pictures(subject)
+        self._strip(pictures, f"base_{subject.name}")
+        return {"ceiling": ruler.ceiling(), "scores": ruler.score(pictures).as_json()}
+
+    def cell(self, method: Method, rate: float, subject: Subject, seed: int, key: str) -> Result:
+        """Train, measure, undo."""
+        base_pictures, ruler = self.base_pictures(subject), self.ruler(subject)
+        prompt = self.protocol.instance_prompt.replace("{}", subject.phrase)
+        data = DataOptions(instance_data_dir=self.folders[subject.name][0], instance_prompt=prompt)
+        dataset = CachedImages(self.base, read_folder(data, self.side, seed).examples)
+        options = dataclasses.replace(self.options, seed=seed, learning_rate=rate)
+        adapters = method.attach(self.base.denoiser, seed)
+        try:
+            values = [parameter for parameter in adapters.parameters() if parameter.requires_grad]
+            wall, cpu = time.perf_counter(), time.process_time()
+            records = list(train(self.accelerator, options, self.base, adapters, dataset, rate=rate))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "adapter.safetensors"
+                if isinstance(adapters, Reference):
+                    adapters.save(file)
+                else:
+                    save_adapter(self.base.denoiser, NAME, file)
+                size = file.stat().st_size
+            adapters.eval()
+            pictures = ruler.draw(self.draw)
+            self._strip(pictures, key)
+        finally:
+            if isinstance(adapters, Reference):
+                adapters.undo()
+            else:
+                delete_adapters(self.base.denoiser, NAME)
+                set_adapters(self.base.denoiser, [])
+        tail = records[-max(1, len(records) // 20) :]
+        return {
+            "method": method.label,
+            "learning_rate": rate,
+            "subject": subject.name,
+            "seed": seed,
+            "trained": sum(value.numel() for value in values),
+            "bytes": size,
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "loss": sum(record["loss"] for record in tail) / len(tail),
+            "scores": ruler.score(pictures, base_pictures).as_json(),
+        }
+
+    def _strip(self, pictures: Pictures, key: str) -> None:
+        folder = self.work_dir / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = strip(pictures)
+        write(folder / f"{key}.png", lambda path: image.save(path, "PNG"))

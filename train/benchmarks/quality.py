@@ -61,6 +61,8 @@ def merit(result: Result, base: Result) -> float:
     F is subject fidelity: 0 is the base, 1 as alike as the real pictures are among themselves. Without prompts to
     compare with, the gain alone.
     """
+    if "failed" in result:
+        return -math.inf
     start = Scores.from_json(base["scores"]).values["subject_fidelity"].mean()
     values = Scores.from_json(result["scores"]).values
     gain = (values["subject_fidelity"].mean() - start) / (base["ceiling"] - start)
@@ -98,7 +100,8 @@ class Comparison:
         known = self.cells.path(key).is_file()
         result = self.cells.fill(key, lambda: self.workshop.cell(method, rate, subject, seed, key))
         if not known:
-            LOG.info(f"{key}: merit {merit(result, self.base(subject)):.3f}, {result['cpu_seconds']:.0f} CPU s")
+            said = result.get("failed") or f"{result['cpu_seconds']:.0f} CPU s"
+            LOG.info(f"{key}: merit {merit(result, self.base(subject)):.3f}, {said}")
         return result
 
     def _ordered(self, cells: Sequence[Any]) -> Iterator[Any]:
@@ -122,7 +125,7 @@ class Comparison:
             low, high = -HALF, HALF
             while True:
                 curve = self.merits(method, grid(method, low, high))
-                best = max(curve, key=lambda rate: curve[rate] if math.isfinite(curve[rate]) else -math.inf)
+                best = max(curve, key=curve.__getitem__)
                 if best == max(curve) and high < HALF + FURTHEST:
                     high += 1
                 elif best == min(curve) and low > -HALF - FURTHEST:

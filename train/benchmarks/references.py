@@ -42,7 +42,7 @@ class PeftLora(Reference):
     def __init__(self, denoiser: Any, options: Mapping[str, Any]) -> None:
         from peft import LoraConfig
 
-        targets = [path for path in AdapterSet(denoiser).projections()]
+        targets = list(AdapterSet(denoiser).projections())
         config = LoraConfig(r=options["rank"], lora_alpha=options["alpha"], target_modules=targets)
         denoiser.add_adapter(config, adapter_name="reference")
         super().__init__(denoiser, [p for p in denoiser.parameters() if p.requires_grad])

@@ -103,16 +103,15 @@ class Workshop:
         folder = self.data_dir / subject.folder
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"--data_dir {self.data_dir}: no folder {subject.folder!r} of subject {subject.name}"
+                f"--data_dir {self.data_dir} has no folder {subject.folder!r}, subject {subject.name}"
             )
         return self._split(subject, folder) if subject.captions else (folder, folder)
 
     def _split(self, subject: Subject, folder: Path) -> tuple[Path, Path]:
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() != ".txt")
         if len(files) != len(subject.captions):
-            raise ValueError(
-                f"{folder} holds {len(files)} pictures; {subject.name} has {len(subject.captions)} captions"
-            )
+            captions = len(subject.captions)
+            raise ValueError(f"{folder} holds {len(files)} pictures, but {subject.name} has {captions} captions")
         made = []
         for part in ("train", "test"):
             target = self.work_dir / "subjects" / subject.name / part
@@ -154,17 +153,21 @@ class Workshop:
         return {"ceiling": ruler.ceiling(), "scores": ruler.score(pictures).as_json()}
 
     def cell(self, method: Method, rate: float, subject: Subject, seed: int, key: str) -> Result:
-        """Train, measure, undo."""
+        """Train, measure, undo; a training whose loss is no longer finite has only "failed", the reason."""
         base_pictures, ruler = self.base_pictures(subject), self.ruler(subject)
         prompt = self.protocol.instance_prompt.replace("{}", subject.phrase)
         data = DataOptions(instance_data_dir=self.folders[subject.name][0], instance_prompt=prompt)
         dataset = CachedImages(self.base, read_folder(data, self.side, seed).examples)
         options = dataclasses.replace(self.options, seed=seed, learning_rate=rate)
+        facts: Result = {"method": method.label, "learning_rate": rate, "subject": subject.name, "seed": seed}
         adapters = method.attach(self.base.denoiser, seed)
         try:
             values = [parameter for parameter in adapters.parameters() if parameter.requires_grad]
             wall, cpu = time.perf_counter(), time.process_time()
-            records = list(train(self.accelerator, options, self.base, adapters, dataset, rate=rate))
+            try:
+                records = list(train(self.accelerator, options, self.base, adapters, dataset, rate=rate))
+            except RuntimeError as error:
+                return facts | {"failed": str(error)}
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "adapter.safetensors"
@@ -183,11 +186,7 @@ class Workshop:
                 delete_adapters(self.base.denoiser, NAME)
                 set_adapters(self.base.denoiser, [])
         tail = records[-max(1, len(records) // 20) :]
-        return {
-            "method": method.label,
-            "learning_rate": rate,
-            "subject": subject.name,
-            "seed": seed,
+        return facts | {
             "trained": sum(value.numel() for value in values),
             "bytes": size,
             "seconds": wall,

@@ -2,6 +2,7 @@
 
 python train/benchmark.py --ops      launches of an SD1.5 UNet forward, counted exactly on meta tensors
 python train/benchmark.py --speed    time, memory and launches of a training step; --speed --help lists its options
+python train/benchmark.py --quality  what each family learns, at its own best learning rate, on the same subjects
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Sequence
 
 from diffusion_adapters.options import argument_parser
 
-BENCHMARKS = ("ops", "speed")
+BENCHMARKS = ("ops", "speed", "quality")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the measurement that was asked for; the other flags are its own."""
     parser = argument_parser(__doc__, add_help=False)
     kinds = parser.add_mutually_exclusive_group(required=True)
@@ -26,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(0 if "--help" in arguments else 2)
     chosen, rest = parser.parse_known_args(arguments)
-    importlib.import_module(f"train.benchmarks.{chosen.benchmark}").main(rest)
+    return importlib.import_module(f"train.benchmarks.{chosen.benchmark}").main(rest)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
-from diffusion_adapters.options import Options, option
+from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
 from diffusion_adapters.registry import nearest
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.workshop import Method, Workshop, load_methods
+from train.progress import explain, show_log
 from train.ruler import Scores, Subject, load_protocol
 
 LOG = logging.getLogger("train")
@@ -42,6 +45,8 @@ class QualityOptions(Options):
     tuning_subjects: int = option(1, "last subjects of the protocol, used for the sweep alone", ge=1)
     subjects: int | None = option(None, "how many of the other subjects (default: all)", ge=1)
     train_seeds: int = option(3, "trainings of each method on each subject", ge=1)
+    output_dir: Path = option(Path("quality"), "folder for quality.md, .json and .png")  # noqa: RUF009
+    threads: int = option(1, "CPU threads; more than one stalls on a busy machine", ge=1)
     reverse: bool = option(False, "take the cells from the other end, beside a process that does not")
 
 
@@ -74,6 +79,7 @@ class Comparison:
 
     def __init__(self, options: QualityOptions) -> None:
         """Raises ValueError or FileNotFoundError before anything is measured."""
+        torch.set_num_threads(options.threads)
         self.options = options
         protocol = load_protocol(options.protocol)
         known = load_methods()
@@ -148,3 +154,24 @@ class Comparison:
             for m in self.methods
         }
         return curves, finished
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing, then write the results; 0 if it went well, 2 with one line on stderr if not."""
+    from train.benchmarks.quality_report import write_results
+
+    parser = argument_parser(__doc__, prog="benchmark.py --quality")
+    add_arguments(parser, QualityOptions)
+    show_log()
+    try:
+        comparison = Comparison(from_namespace(QualityOptions, parser.parse_args(argv)))
+        curves, results = comparison.run()
+        for path in write_results(comparison, curves, results, comparison.options.output_dir):
+            print(path)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        return 2
+    return 0

@@ -61,11 +61,8 @@ def table(comparison: Comparison, curves: Curves, results: Results) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     ceiling = np.mean([base["ceiling"] for base in bases])
     steps, count = comparison.workshop.options.max_train_steps, len(comparison.subjects)
-    lines += [
-        "",
-        f"Means and 95 % bootstrap intervals over {count} subjects × {comparison.options.train_seeds} trainings",
-    ]
-    lines[-1] += f" × prompts × seeds; {steps} steps each. The real pictures among themselves: {ceiling:.3f}."
+    over = f"{count} subjects × {comparison.options.train_seeds} trainings × prompts × seeds; {steps} steps each"
+    lines += ["", f"Means and 95 % bootstrap intervals over {over}. The real pictures among themselves: {ceiling:.3f}."]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import tempfile
 import time
@@ -15,21 +16,23 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusion_adapters import FAMILIES, AdapterSet, add_adapter, delete_adapters, save_adapter, set_adapters
+from diffusion_adapters import FAMILIES, AdapterSet, add_adapter, delete_adapters, save_adapter
 from diffusion_adapters.registry import nearest
 from train.bases import BaseOptions, inspect_base, load_base, sample
 from train.benchmarks.cells import Result
 from train.benchmarks.references import REFERENCES, Reference
 from train.data import CachedImages, DataOptions, read_folder
-from train.engine import TrainOptions, make_accelerator, train
+from train.engine import Trainer
 from train.evaluate import load_encoders
 from train.flags import known_good
 from train.output import write
 from train.ruler import Pictures, Protocol, Ruler, Subject
 from train.ruler.report import strip
+from train.settings import TrainOptions, make_accelerator
 
 METHODS = Path(__file__).parent / "methods.toml"
 NAME = "cell"
+LOG = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,16 @@ class Workshop:
         settings = {"steps": self.protocol.num_inference_steps, "guidance_scale": self.protocol.guidance_scale}
         return sample(self.base, prompts, seeds, side=self.side, **settings)
 
+    def real_pictures(self, subject: Subject) -> list[Image.Image]:
+        """The pictures that a subject is compared with."""
+        options = DataOptions(instance_data_dir=self.folders[subject.name][1], center_crop=True)
+        return [example.images[0] for example in read_folder(options, self.side, 0).examples]
+
     def ruler(self, subject: Subject) -> Ruler:
         """The ruler of a subject."""
         if subject.name not in self._rulers:
-            options = DataOptions(instance_data_dir=self.folders[subject.name][1], center_crop=True)
-            real = [example.images[0] for example in read_folder(options, self.side, 0).examples]
-            self._rulers[subject.name] = Ruler(self.protocol.suite_of(subject), real, *self.encoders)
+            real, suite = self.real_pictures(subject), self.protocol.suite_of(subject)
+            self._rulers[subject.name] = Ruler(suite, real, *self.encoders)
         return self._rulers[subject.name]
 
     def base_pictures(self, subject: Subject) -> Pictures:
@@ -152,48 +159,56 @@ class Workshop:
         self._strip(pictures, f"base_{subject.name}")
         return {"ceiling": ruler.ceiling(), "scores": ruler.score(pictures).as_json()}
 
-    def cell(self, method: Method, rate: float, subject: Subject, seed: int, key: str) -> Result:
-        """Train, measure, undo; a training whose loss is no longer finite has only "failed", the reason."""
-        base_pictures, ruler = self.base_pictures(subject), self.ruler(subject)
+    def train_and_draw(
+        self, method: Method, rate: float, subject: Subject, seed: int, key: str, steps: int | None = None
+    ) -> tuple[Result, Pictures | None]:
+        """Train, draw the subject's suite, undo. A training whose loss is no longer finite has no pictures."""
         prompt = self.protocol.instance_prompt.replace("{}", subject.phrase)
         data = DataOptions(instance_data_dir=self.folders[subject.name][0], instance_prompt=prompt)
         dataset = CachedImages(self.base, read_folder(data, self.side, seed).examples)
-        options = dataclasses.replace(self.options, seed=seed, learning_rate=rate)
-        facts: Result = {"method": method.label, "learning_rate": rate, "subject": subject.name, "seed": seed}
+        changed = {"seed": seed, "learning_rate": rate, "max_train_steps": steps or self.options.max_train_steps}
+        options = dataclasses.replace(self.options, **changed)
+        facts: Result = {"method": method.label, "subject": subject.name, **changed}
         adapters = method.attach(self.base.denoiser, seed)
+        LOG.setLevel(logging.WARNING)
         try:
             values = [parameter for parameter in adapters.parameters() if parameter.requires_grad]
             wall, cpu = time.perf_counter(), time.process_time()
             try:
-                records = list(train(self.accelerator, options, self.base, adapters, dataset, rate=rate))
+                records = list(Trainer(self.accelerator, options, self.base, adapters, dataset).train())
             except RuntimeError as error:
-                return facts | {"failed": str(error)}
+                return facts | {"failed": str(error)}, None
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "adapter.safetensors"
-                if isinstance(adapters, Reference):
-                    adapters.save(file)
-                else:
-                    save_adapter(self.base.denoiser, NAME, file)
-                size = file.stat().st_size
+            tail = records[-max(1, len(records) // 20) :]
+            facts |= {"trained": sum(value.numel() for value in values), "bytes": self._size(adapters)}
+            facts |= {"seconds": wall, "cpu_seconds": cpu, "loss": sum(r["loss"] for r in tail) / len(tail)}
             adapters.eval()
-            pictures = ruler.draw(self.draw)
-            self._strip(pictures, key)
+            pictures = self.ruler(subject).draw(self.draw)
         finally:
+            LOG.setLevel(logging.INFO)
             if isinstance(adapters, Reference):
                 adapters.undo()
             else:
                 delete_adapters(self.base.denoiser, NAME)
-                set_adapters(self.base.denoiser, [])
-        tail = records[-max(1, len(records) // 20) :]
-        return facts | {
-            "trained": sum(value.numel() for value in values),
-            "bytes": size,
-            "seconds": wall,
-            "cpu_seconds": cpu,
-            "loss": sum(record["loss"] for record in tail) / len(tail),
-            "scores": ruler.score(pictures, base_pictures).as_json(),
-        }
+        self._strip(pictures, key)
+        return facts, pictures
+
+    def cell(self, method: Method, rate: float, subject: Subject, seed: int, key: str) -> Result:
+        """Facts and scores of one training; of one that broke down only "failed", the reason."""
+        before = self.base_pictures(subject)
+        facts, pictures = self.train_and_draw(method, rate, subject, seed, key)
+        if pictures is None:
+            return facts
+        return facts | {"scores": self.ruler(subject).score(pictures, before).as_json()}
+
+    def _size(self, adapters: AdapterSet) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "adapter.safetensors"
+            if isinstance(adapters, Reference):
+                adapters.save(file)
+            else:
+                save_adapter(self.base.denoiser, NAME, file)
+            return file.stat().st_size
 
     def _strip(self, pictures: Pictures, key: str) -> None:
         folder = self.work_dir / "pictures"

@@ -9,32 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-    ConvNextImageProcessorPil,
-    Dinov2Config,
-    Dinov2Model,
-    ResNetConfig,
-    ResNetModel,
-    ViTConfig,
-    ViTImageProcessorPil,
-    ViTModel,
-)
 
+from tests.encoders import save_encoders
 from train.evaluate import main
 from train.ruler import METRICS, Encoder, Ruler, Scores, Suite, load_protocol, metrics
 from train.ruler.protocol import names
 from train.ruler.report import as_markdown
-
-ROOT = Path(__file__).parents[1]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-VISION = {**SMALL, "image_size": 48, "patch_size": 8}
-SIDE = {"height": 48, "width": 48}
 
 
 def noise(seed: int, side: int = 48) -> Image.Image:
@@ -43,25 +23,7 @@ def noise(seed: int, side: int = 48) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a CLIP, a ViT with a class token, a DINOv2, a convolutional net and a model without eyes."""
-    folder = tmp_path_factory.mktemp("encoders")
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "pipelines/pocket/tokenizer")
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 32, **special}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16))
-    convolutional = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
-    made = {
-        "clip": (clip, CLIPImageProcessorPil(size=SIDE, crop_size=SIDE), tokenizer),
-        "vit": (ViTModel(ViTConfig(**VISION)), ViTImageProcessorPil(size=SIDE)),
-        "dino": (Dinov2Model(Dinov2Config(**VISION, mlp_ratio=2)), ViTImageProcessorPil(size=SIDE)),
-        "cnn": (ResNetModel(convolutional), ConvNextImageProcessorPil(size={"shortest_edge": 48})),
-        "bert": (BertModel(BertConfig(**SMALL)),),
-    }
-    for name, parts in made.items():
-        for part in parts:
-            part.save_pretrained(folder / name)
-    return {name: folder / name for name in made}
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.mark.parametrize("name", ["clip", "vit", "dino", "cnn"])

@@ -50,8 +50,8 @@ class QualityOptions(Options):
     reverse: bool = option(False, "take the cells from the other end, beside a process that does not")
 
 
-def grid(method: Method, low: int = -HALF, high: int = HALF) -> list[float]:
-    """Learning rates around the method's centre, in steps of FACTOR, two digits each."""
+def grid(method: Method, low: int, high: int) -> list[float]:
+    """Learning rates around the method's centre, from `low` to `high` steps of FACTOR, two digits each."""
     return [float(f"{method.learning_rate * FACTOR**step:.2g}") for step in range(low, high + 1)]
 
 
@@ -94,6 +94,7 @@ class Comparison:
         self.workshop = Workshop(protocol, self.work_dir, options.data_dir, options.steps)
         settings = {"protocol": protocol.title, "steps": self.workshop.options.max_train_steps}
         settings |= {"batch": self.workshop.options.train_batch_size, "seeds": protocol.seeds}
+        settings["encoders"] = [encoder.fingerprint for encoder in self.workshop.encoders if encoder]
         self.cells = Cells(self.work_dir / "cells", settings)
 
     def base(self, subject: Subject) -> Result:
@@ -123,7 +124,7 @@ class Comparison:
 
     def sweep(self) -> dict[str, dict[float, float]]:
         """Every method's curve: merit by learning rate, extended while the best is at an end."""
-        first = [(m, rate, s) for m in self.methods for s in self.tuning for rate in grid(m)]
+        first = [(m, rate, s) for m in self.methods for s in self.tuning for rate in grid(m, -HALF, HALF)]
         for method, rate, subject in self._ordered(first):
             self.cell(method, rate, subject, 0)
         curves = {}

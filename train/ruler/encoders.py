@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ class Encoder:
         self.model.requires_grad_(False).eval().to(self.device)
         self.projects = hasattr(self.model, "get_image_features")
         self.tokenizer = _tokenizer(path) if hasattr(self.model, "get_text_features") else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any of its numbers."""
+        digest = hashlib.sha256()
+        for value in self.model.state_dict().values():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def reads_text(self) -> bool:

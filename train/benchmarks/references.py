@@ -48,7 +48,7 @@ class PeftLora(Reference):
         super().__init__(denoiser, [p for p in denoiser.parameters() if p.requires_grad])
 
     def undo(self) -> None:
-        self.denoiser.delete_adapters("reference")  # type: ignore[operator]
+        self.denoiser.unload_lora()  # type: ignore[operator]
         self.denoiser.requires_grad_(False)
 
     def save(self, path: Path) -> None:

@@ -94,21 +94,29 @@ class Comparison:
         self.workshop = Workshop(protocol, self.work_dir, options.data_dir, options.steps)
         settings = {"protocol": protocol.title, "steps": self.workshop.options.max_train_steps}
         settings |= {"batch": self.workshop.options.train_batch_size, "seeds": protocol.seeds}
-        settings["encoders"] = [encoder.fingerprint for encoder in self.workshop.encoders if encoder]
         self.cells = Cells(self.work_dir / "cells", settings)
 
     def base(self, subject: Subject) -> Result:
-        """The base on a subject."""
-        return self.cells.fill(f"base_{subject.name}", lambda: self.workshop.base_cell(subject))
+        """The base on a subject; measured again if the encoders are others."""
+        key = f"base_{subject.name}"
+        known = self.cells.get(key)
+        if known is not None and self.workshop.outdated(known, subject):
+            self.cells.put(key, self.workshop.base_cell(subject, key))
+        return self.cells.fill(key, lambda: self.workshop.base_cell(subject, key))
 
     def cell(self, method: Method, rate: float, subject: Subject, seed: int) -> Result:
-        """One training, taken from its file or measured."""
+        """One training: taken from its file, scored again if the encoders are others, or measured."""
         key = key_of(method, rate, subject, seed)
-        known = self.cells.path(key).is_file()
-        result = self.cells.fill(key, lambda: self.workshop.cell(method, rate, subject, seed, key))
-        if not known:
-            said = result.get("failed") or f"{result['cpu_seconds']:.0f} CPU s"
-            LOG.info(f"{key}: merit {merit(result, self.base(subject)):.3f}, {said}")
+        result = self.cells.get(key)
+        if result is None:
+            result = self.workshop.cell(method, rate, subject, seed, key)
+        elif self.workshop.outdated(result, subject):
+            result = self.workshop.score_again(result, subject, key)
+        else:
+            return result
+        self.cells.put(key, result)
+        said = result.get("failed") or f"{result['cpu_seconds']:.0f} CPU s"
+        LOG.info(f"{key}: merit {merit(result, self.base(subject)):.3f}, {said}")
         return result
 
     def _ordered(self, cells: Sequence[Any]) -> Iterator[Any]:

@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 from train.benchmarks.cells import Result
 from train.benchmarks.quality import Comparison, key_of, merit
 from train.output import write
-from train.report import FAINT, GAP, INK, LINE, MARGIN, PAPER, font
+from train.report import FAINT, GAP, INK, LINE, MARGIN, PAPER, fit, font
 from train.ruler import METRICS, Interval, Scores
 from train.ruler.metrics import Values, bootstrap
+from train.ruler.report import from_sheet
 
 Curves = Mapping[str, Mapping[float, float]]
 Results = Mapping[str, Sequence[Sequence[Result]]]
@@ -112,20 +113,22 @@ def gallery(comparison: Comparison, curves: Curves, scale: int = 2) -> Image.Ima
         path = comparison.work_dir / "pictures" / f"{key}.png"
         if path.is_file():
             with Image.open(path) as image:
-                strips[label] = image.convert("RGB").resize((image.width * scale, image.height * scale), 0)
+                rows = from_sheet(image.convert("RGB"), comparison.workshop.ruler(subject).suite)
+            strips[label] = [fit(row[0], scale * row[0].width) for own in rows.values() for row in own]
     real = sorted(comparison.workshop.folders[subject.name][1].glob("*.png"))
-    cell = next(iter(strips.values())).height
-    width = 2 * MARGIN + max(strip.width for strip in strips.values())
+    cell = next(iter(strips.values()))[0].height
+    width = 2 * MARGIN + max(len(strip) for strip in strips.values()) * cell
     sheet = Image.new("RGB", (width, 2 * MARGIN + (len(strips) + 1) * (LINE + cell + GAP)), PAPER)
     pen, y = ImageDraw.Draw(sheet), MARGIN
     pen.text((MARGIN, y), f"{subject.name}, trained on", FAINT, font(14))
     for i, path in enumerate(real[: width // cell]):
         with Image.open(path) as image:
-            sheet.paste(image.convert("RGB").resize((cell, cell)), (MARGIN + i * (cell + GAP), y + LINE))
-    for label, image in strips.items():
+            sheet.paste(fit(image, cell), (MARGIN + i * (cell + GAP), y + LINE))
+    for label, strip in strips.items():
         y += LINE + cell + GAP
         pen.text((MARGIN, y), label, INK, font(14))
-        sheet.paste(image, (MARGIN, y + LINE))
+        for i, image in enumerate(strip):
+            sheet.paste(image, (MARGIN + i * cell, y + LINE))
     return sheet
 
 

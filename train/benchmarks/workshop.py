@@ -27,7 +27,7 @@ from train.evaluate import load_encoders
 from train.flags import known_good
 from train.output import write
 from train.ruler import Pictures, Protocol, Ruler, Subject
-from train.ruler.report import strip
+from train.ruler.report import from_sheet, sheet
 from train.settings import TrainOptions, make_accelerator
 
 METHODS = Path(__file__).parent / "methods.toml"
@@ -152,12 +152,11 @@ class Workshop:
             self._base_pictures[key] = self.ruler(subject).draw(self.draw)
         return self._base_pictures[key]
 
-    def base_cell(self, subject: Subject) -> Result:
+    def base_cell(self, subject: Subject, key: str) -> Result:
         """The base without anything, and what its real pictures reach among themselves."""
-        ruler = self.ruler(subject)
-        pictures = self.base_pictures(subject)
-        self._strip(pictures, f"base_{subject.name}")
-        return {"ceiling": ruler.ceiling(), "scores": ruler.score(pictures).as_json()}
+        ruler, pictures = self.ruler(subject), self.base_pictures(subject)
+        self._keep(pictures, key)
+        return {"ceiling": ruler.ceiling(), "scores": ruler.score(pictures).as_json(), "encoders": ruler.fingerprints}
 
     def train_and_draw(
         self, method: Method, rate: float, subject: Subject, seed: int, key: str, steps: int | None = None
@@ -190,16 +189,29 @@ class Workshop:
                 adapters.undo()
             else:
                 delete_adapters(self.base.denoiser, NAME)
-        self._strip(pictures, key)
+        self._keep(pictures, key)
         return facts, pictures
 
     def cell(self, method: Method, rate: float, subject: Subject, seed: int, key: str) -> Result:
         """Facts and scores of one training; of one that broke down only "failed", the reason."""
-        before = self.base_pictures(subject)
         facts, pictures = self.train_and_draw(method, rate, subject, seed, key)
-        if pictures is None:
-            return facts
-        return facts | {"scores": self.ruler(subject).score(pictures, before).as_json()}
+        return facts if pictures is None else facts | self._scores(subject, pictures)
+
+    def outdated(self, result: Result, subject: Subject) -> bool:
+        """Whether a result was scored by other encoders than there are now."""
+        return "scores" in result and result["encoders"] != self.ruler(subject).fingerprints
+
+    def score_again(self, result: Result, subject: Subject, key: str) -> Result:
+        """A result with the scores that its kept pictures get from the encoders that there are now."""
+        ruler = self.ruler(subject)
+        with Image.open(self.work_dir / "pictures" / f"{key}.png") as image:
+            pictures = ruler.encode(from_sheet(image.convert("RGB"), ruler.suite))
+        return result | self._scores(subject, pictures)
+
+    def _scores(self, subject: Subject, pictures: Pictures) -> Result:
+        ruler = self.ruler(subject)
+        scores = ruler.score(pictures, self.base_pictures(subject))
+        return {"scores": scores.as_json(), "encoders": ruler.fingerprints}
 
     def _size(self, adapters: AdapterSet) -> int:
         with tempfile.TemporaryDirectory() as folder:
@@ -210,8 +222,8 @@ class Workshop:
                 save_adapter(self.base.denoiser, NAME, file)
             return file.stat().st_size
 
-    def _strip(self, pictures: Pictures, key: str) -> None:
+    def _keep(self, pictures: Pictures, key: str) -> None:
         folder = self.work_dir / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        image = strip(pictures)
+        image = sheet(pictures)
         write(folder / f"{key}.png", lambda path: image.save(path, "PNG"))

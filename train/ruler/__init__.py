@@ -129,14 +129,25 @@ class Ruler:
 
     def draw(self, draw: Draw) -> Pictures:
         """Draw and encode every set of the suite with whatever is active now."""
-        made = Pictures()
-        seeds = self.suite.numbers()
+        images, seeds = {}, self.suite.numbers()
         for name, prompts in self.suite.sets().items():
             flat = list(draw([p for p in prompts for _ in seeds], [s for _ in prompts for s in seeds]))
-            made.images[name] = [flat[i : i + len(seeds)] for i in range(0, len(flat), len(seeds))]
+            images[name] = [flat[i : i + len(seeds)] for i in range(0, len(flat), len(seeds))]
+        return self.encode(images)
+
+    def encode(self, images: Mapping[str, list[list[Image.Image]]]) -> Pictures:
+        """Pictures that were drawn before, by set, prompt and seed."""
+        made = Pictures(dict(images))
+        for name, rows in images.items():
+            flat = [image for row in rows for image in row]
             for seen, encoder in ((made.seen, self.image_encoder), (made.whole, self._whole)):
-                seen[name] = encoder.images(flat).unflatten(0, (len(prompts), len(seeds)))
+                seen[name] = encoder.images(flat).unflatten(0, (len(rows), -1))
         return made
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the encoders: scores with others are no scores of these."""
+        return [encoder.fingerprint for encoder in (self.image_encoder, self.text_encoder) if encoder]
 
     def score(self, pictures: Pictures, base: Pictures | None = None) -> Scores:
         """Every metric that the pictures allow; `base`: the same suite with adapters off, for class leak and drift."""

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from train.output import write
 from train.report import FAINT, GAP, INK, LINE, MARGIN, PAPER, fit, font, shortened
 
-from . import METRICS, Pictures, Scores
+from . import METRICS, Pictures, Scores, Suite
 
 CELL = 96
 
@@ -42,11 +42,11 @@ def write_report(
     text = json.dumps(data, indent=1, ensure_ascii=False)
     meaning = "".join(f"- **{name.replace('_', ' ')}** {METRICS[name][0]}: {METRICS[name][1]}\n" for name in METRICS)
     page = f"{as_markdown(rows)}\nMeans, and 95 % bootstrap intervals over prompts × seeds.\n\n{meaning}"
-    sheet = poster(str(settings.get("title", "")), subject, rows, pictures, prompts)
+    page_image = poster(str(settings.get("title", "")), subject, rows, pictures, prompts)
     return [
         write(folder / "scores.json", lambda path: path.write_text(text, "utf-8")),
         write(folder / "scores.md", lambda path: path.write_text(page, "utf-8")),
-        write(folder / "report.png", lambda path: sheet.save(path, "PNG")),
+        write(folder / "report.png", lambda path: page_image.save(path, "PNG")),
     ]
 
 
@@ -63,13 +63,13 @@ def poster(
     gaps = len(prompts) - 1
     width = 2 * MARGIN + max(len(columns) * (CELL + GAP) + gaps * 3 * GAP, plot.width)
     height = 2 * MARGIN + 2 * LINE + (CELL + GAP) + 2 * LINE + len(rows) * (LINE + CELL + GAP) + LINE + plot.height
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(sheet)
+    whole = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(whole)
     pen.text((MARGIN, MARGIN), title, INK, font(18))
     y = MARGIN + LINE
     pen.text((MARGIN, y + 4), "the subject", FAINT, font(14))
     for i, image in enumerate(subject[: (width - 2 * MARGIN) // (CELL + GAP)]):
-        sheet.paste(fit(image, CELL), (MARGIN + i * (CELL + GAP), y + LINE))
+        whole.paste(fit(image, CELL), (MARGIN + i * (CELL + GAP), y + LINE))
     y += LINE + CELL + 2 * GAP
     places = {}
     x, before = MARGIN, columns[0][0]
@@ -85,21 +85,33 @@ def poster(
         pen.text((MARGIN, y), label, INK, font(16))
         for (name, p), x in places.items():
             if name in pictures[label].images:
-                sheet.paste(fit(pictures[label].images[name][p][0], CELL), (x, y + LINE))
+                whole.paste(fit(pictures[label].images[name][p][0], CELL), (x, y + LINE))
         y += LINE + CELL + GAP
-    sheet.paste(plot, (MARGIN, y + LINE // 2))
-    return sheet.crop((0, 0, width, y + LINE // 2 + plot.height + MARGIN))
+    whole.paste(plot, (MARGIN, y + LINE // 2))
+    return whole.crop((0, 0, width, y + LINE // 2 + plot.height + MARGIN))
 
 
-def strip(pictures: Pictures) -> Image.Image:
-    """The first picture of every prompt side by side, at their own size."""
-    row = [images[0] for rows in pictures.images.values() for images in rows]
-    sheet = Image.new("RGB", (sum(image.width for image in row), max(image.height for image in row)), PAPER)
-    x = 0
-    for image in row:
-        sheet.paste(image, (x, 0))
-        x += image.width
-    return sheet
+def sheet(pictures: Pictures) -> Image.Image:
+    """All pictures at their own size: a row per prompt of any set, a column per seed."""
+    rows = [row for own in pictures.images.values() for row in own]
+    width, height = rows[0][0].size
+    whole = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            whole.paste(image, (x * width, y * height))
+    return whole
+
+
+def from_sheet(whole: Image.Image, suite: Suite) -> dict[str, list[list[Image.Image]]]:
+    """The pictures of `sheet`, by set, prompt and seed."""
+    sets, count = suite.sets(), sum(map(len, suite.sets().values()))
+    width, height = whole.width // suite.seeds, whole.height // count
+    cut = [
+        [whole.crop((x * width, y * height, (x + 1) * width, (y + 1) * height)) for x in range(suite.seeds)]
+        for y in range(count)
+    ]
+    rows = iter(cut)
+    return {name: [next(rows) for _ in prompts] for name, prompts in sets.items()}
 
 
 def forest(rows: Mapping[str, Scores]) -> Image.Image:

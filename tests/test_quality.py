@@ -159,7 +159,7 @@ def test_a_reference_trains_and_leaves_no_trace(place: Path, name: str, tmp_path
         (["--methods", "lra"], "unknown method 'lra', did you mean 'lora'?"),
         (["--protocol", "dreambooth30"], "needs --data_dir, the folder of its pictures"),
         (["--protocol", "nothing"], "no protocol 'nothing'"),
-        (["--data_dir", "nowhere"], "no folder 'one' of one"),
+        (["--data_dir", "nowhere"], "has no folder 'one', subject one"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -164,7 +164,8 @@ class Workshop:
         """Train, draw the subject's suite, undo. A training whose loss is no longer finite has no pictures."""
         prompt = self.protocol.instance_prompt.replace("{}", subject.phrase)
         data = DataOptions(instance_data_dir=self.folders[subject.name][0], instance_prompt=prompt)
-        dataset = CachedImages(self.base, read_folder(data, self.side, seed).examples)
+        examples = read_folder(data, self.side, seed).examples
+        dataset = CachedImages(self.base, examples, data, group=self.options.train_batch_size)
         changed = {"seed": seed, "learning_rate": rate, "max_train_steps": steps or self.options.max_train_steps}
         options = dataclasses.replace(self.options, **changed)
         facts: Result = {"method": method.label, "subject": subject.name, **changed}

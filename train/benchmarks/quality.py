@@ -7,6 +7,7 @@ run goes on where it was, and a second process may work from the other end (--re
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import sys
@@ -44,6 +45,7 @@ class QualityOptions(Options):
     steps: int | None = option(None, "optimizer steps of every cell (default: the protocol's or base's)", ge=1)
     tuning_subjects: int = option(1, "last subjects of the protocol, used for the sweep alone", ge=1)
     subjects: int | None = option(None, "how many of the other subjects (default: all)", ge=1)
+    seeds: int | None = option(None, "pictures of each prompt (default: the protocol's)", ge=1)
     train_seeds: int = option(3, "trainings of each method on each subject", ge=1)
     output_dir: Path = option(Path("quality"), "folder for quality.md, .json and .png")  # noqa: RUF009
     threads: int = option(1, "CPU threads; more than one stalls on a busy machine", ge=1)
@@ -82,6 +84,8 @@ class Comparison:
         torch.set_num_threads(options.threads)
         self.options = options
         protocol = load_protocol(options.protocol)
+        if options.seeds is not None:
+            protocol = dataclasses.replace(protocol, seeds=options.seeds)
         known = load_methods()
         for label in options.methods or ():
             if label not in known:

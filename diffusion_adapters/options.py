@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -52,6 +53,7 @@ class Options:
             object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
 
     @classmethod
+    @functools.cache
     def kinds(cls) -> dict[str, tuple[type, bool]]:
         """Name -> (type of one value, whether None is allowed)."""
         hints = typing.get_type_hints(cls)

@@ -15,7 +15,8 @@ from train.data import CachedImages, Example
 from train.engine import Trainer
 from train.losses import denoising
 from train.objective import Objective
-from train.settings import TrainOptions, make_accelerator, optimizer_groups, settle
+from train.processes import make_accelerator
+from train.settings import TrainOptions, optimizer_groups, settle
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,8 @@ from train.engine import Trainer
 from train.flags import AdapterOptions
 from train.keeper import Keeper
 from train.optimizers import OPTIMIZERS
-from train.settings import TrainOptions, make_accelerator
+from train.processes import make_accelerator
+from train.settings import TrainOptions
 
 TINY = {
     "loldu": {"rank": 4, "alpha": 4.0},

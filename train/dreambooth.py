@@ -33,8 +33,9 @@ from train.engine import Trainer
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper, attach
 from train.objective import LossOptions, Objective
+from train.processes import make_accelerator
 from train.progress import Interrupt, explain, follow, show_log
-from train.settings import TrainOptions, make_accelerator, settle
+from train.settings import TrainOptions, settle
 from train.trackers import TrackerOptions
 from train.watch import Watch
 

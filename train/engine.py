@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_adapters import Adapter, AdapterSet
 from train import messages, state
 from train.average import Average
 from train.bases import Base
 from train.objective import Objective
+from train.processes import average_gradients, spread
 from train.settings import TrainOptions, make_optimizer, optimizer_groups
 
 Record = dict[str, float]
@@ -30,21 +32,6 @@ class Dataset(Protocol):
     def batch(self, numbers: list[int], seed: int) -> dict[str, Tensor]: ...
 
     def names(self, numbers: list[int], seed: int) -> list[str]: ...
-
-
-class TrainingModule(nn.Module):
-    """The frozen denoiser and its adapters in one module, as DDP wants it."""
-
-    def __init__(self, base: Base, adapters: AdapterSet, objective: Callable[..., Any]) -> None:
-        super().__init__()
-        self.denoiser = base.denoiser
-        self.adapters = adapters
-        self.objective = objective
-        self.__dict__["base"] = base
-
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the batch, and its parts by name."""
-        return self.objective(self.base, self.denoiser, self.adapters, batch)
 
 
 class Trainer:
@@ -65,7 +52,7 @@ class Trainer:
         objective: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
     ) -> None:
         self.accelerator, self.options, self.base = accelerator, options, base
-        self.adapters, self.dataset = adapters, dataset
+        self.adapters, self.dataset, self.objective = adapters, dataset, objective or Objective()
         assert options.learning_rate is not None  # see `settle`
         self.rate = rate = options.learning_rate
         self.history: list[Record] = []
@@ -77,8 +64,8 @@ class Trainer:
         own = [m for m in adapters.modules() if isinstance(m, Adapter)]
         optimizer, self.schedule = make_optimizer(options, optimizer_groups(own, rate), rate, options.max_train_steps)
         self.average = Average(self.parameters, optimizer, options.ema_decay if options.use_ema else None)
-        module = TrainingModule(base, adapters, objective or Objective())
-        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        spread(accelerator, base.denoiser, adapters)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
         adapters.train()
 
     @property
@@ -111,26 +98,26 @@ class Trainer:
     def _one_step(self) -> Record:
         accelerator, options, step = self.accelerator, self.options, self.step + 1
         size, parts = options.train_batch_size, options.gradient_accumulation_steps
-        current, norm, totals = self.schedule.get_last_lr()[0], 0.0, defaultdict[str, float](float)
+        current, totals = self.schedule.get_last_lr()[0], defaultdict[str, float](float)
         torch.manual_seed(messages.step_seed(options.seed, step, accelerator.process_index))
         for part in range(parts):
             first = (((step - 1) * parts + part) * accelerator.num_processes + accelerator.process_index) * size
             numbers = list(range(first, first + size))
-            batch = self.dataset.batch(numbers, options.seed)
-            with accelerator.accumulate(self.module):
-                value, named = self.module(_on(batch, accelerator.device))
-                named = {"loss": value.detach(), **(named if len(named) > 1 else {})}
-                means = accelerator.reduce(torch.stack(list(named.values())), "mean").tolist()
-                if not torch.isfinite(torch.tensor(means[0])):
-                    names = self.dataset.names(numbers, options.seed)
-                    raise RuntimeError(messages.not_finite(step, means[0], current, names))
-                for name, mean in zip(named, means, strict=True):
-                    totals[name] += mean / parts
-                accelerator.backward(value)
-                if accelerator.sync_gradients:
-                    norm = float(accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+            batch = _on(self.dataset.batch(numbers, options.seed), accelerator.device)
+            with accelerator.autocast():
+                value, named = self.objective(self.base, self.base.denoiser, self.adapters, batch)
+            named = {"loss": value.detach(), **(named if len(named) > 1 else {})}
+            means = accelerator.reduce(torch.stack(list(named.values())), "mean").tolist()
+            if not math.isfinite(means[0]):
+                names = self.dataset.names(numbers, options.seed)
+                raise RuntimeError(messages.not_finite(step, means[0], current, names))
+            for name, mean in zip(named, means, strict=True):
+                totals[name] += mean / parts
+            accelerator.backward(value / parts)
+        average_gradients(accelerator, self.parameters)
+        norm = float(accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
             self.average.step()

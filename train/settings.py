@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 
 from diffusion_adapters import Adapter
@@ -54,20 +52,6 @@ MAY_CHANGE = (
     *("pretrained_model_name_or_path", "revision", "variant"),  # what is there is compared, not where
 )
 """Options that a resumed run may set anew."""
-
-
-def make_accelerator(options: TrainOptions) -> Accelerator:
-    """The accelerator of a run: device and processes as `accelerate launch` says."""
-    AcceleratorState._reset_state()  # of a run before in this process, whose precision it would keep
-    steps, precision = options.gradient_accumulation_steps, options.mixed_precision
-    try:
-        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=steps)
-    except ValueError as error:
-        raise ValueError(f"--mixed_precision {precision}: {error}") from None
-    refused = {"cpu": "fp16", "mps": "bf16"}.get(accelerator.device.type)
-    if accelerator.mixed_precision == refused:
-        raise ValueError(f"--mixed_precision {refused} does not work on {accelerator.device.type}; use another, or no")
-    return accelerator
 
 
 def settle(options: T, family: type[Adapter], pictures: int, processes: int) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffusion_adapters import add_adapter, delete_adapters, load_adapter, save_adapter
-from tests.pipelines import LENGTH, PIPELINES, SIDE, build, sample, save
-from tests.stock import recorded, stock_calls
-from train.bases import BASES, Base, BaseOptions, inspect_base, load_base
+from tests.pipelines import PIPELINES, SIDE, build, sample, save
+from tests.stock import load, recorded, stock_calls
+from train.bases import BASES, Base
 from train.bases.latents import Noised
 from train.losses import denoising
 
@@ -30,16 +29,10 @@ class Loaded:
     base: Base
 
 
-def load(name, folder):
-    options = BaseOptions(pretrained_model_name_or_path=str(folder))
-    if "max_sequence_length" in inspect_base(options).kind.takes:
-        options = dataclasses.replace(options, max_sequence_length=LENGTH)
-    return Loaded(name, folder, load_base(inspect_base(options), options, torch.device("cpu"), torch.float32))
-
-
 @pytest.fixture(scope="module", params=list(PIPELINES))
 def loaded(request, tmp_path_factory):
-    return load(request.param, save(request.param, tmp_path_factory.mktemp("stock") / request.param))
+    folder = save(request.param, tmp_path_factory.mktemp("stock") / request.param)
+    return Loaded(request.param, folder, load(folder))
 
 
 def a_batch(base, count=2):

@@ -17,19 +17,14 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tests.pipelines import CALLS, PIPELINES, SIDE, save
-from train.bases import BaseOptions, draw, inspect_base, load_base
+from tests.pipelines import PIPELINES, SIDE, fit, length, save
+from tests.stock import PACKED, UNGUIDED, load
+from train.bases import BaseOptions, draw
 from train.bases.flow import FlowBase, level_weights, levels
 from train.bases.options import WEIGHTING_SCHEMES
 from train.losses import denoising
 
-CPU = torch.device("cpu")
 PROMPTS = ["a photo of sks cat", "a red desert in blue water"]
-
-
-def load(folder, **options):
-    options = BaseOptions(pretrained_model_name_or_path=str(folder), **options)
-    return load_base(inspect_base(options), options, CPU, torch.float32)
 
 
 def a_batch(base, spread):
@@ -85,8 +80,9 @@ def sampled(base, name, noisy, timestep, monkeypatch):
     module = sys.modules[type(pipeline).__module__]
 
     def begin(shape, **_):
-        plain = noisy if torch.Size(shape).numel() == noisy.numel() and shape[-1] == noisy.shape[-1] else None
-        return (pipeline._patchify_latents(noisy) if plain is None else plain).reshape(shape)
+        if shape[-1] == noisy.shape[-1]:
+            return noisy.reshape(shape)
+        return PACKED[name](pipeline, noisy) if len(shape) == 3 else pipeline._patchify_latents(noisy)
 
     def decode(z, **_):
         found.append(z)
@@ -102,10 +98,9 @@ def sampled(base, name, noisy, timestep, monkeypatch):
     monkeypatch.setattr(module, "randn_tensor", begin)
     monkeypatch.setattr(pipeline.vae, "decode", decode)
     monkeypatch.setattr(pipeline.scheduler, "set_timesteps", set_timesteps)
-    settings = {"num_inference_steps": 1, "height": SIDE, "width": SIDE}
-    guidance = {"true_cfg_scale": 1.0} if "true_cfg_scale" in CALLS.get(name, {}) else {"guidance_scale": 0.0}
+    settings = {"num_inference_steps": 1, "height": SIDE, "width": SIDE, **length(pipeline)}
     with pytest.raises(DecodedError):
-        pipeline(prompt=list(PROMPTS), **{**CALLS.get(name, {}), **guidance, **settings})
+        fit(pipeline)(prompt=list(PROMPTS), **settings, **UNGUIDED.get(name, {"guidance_scale": 1.0}))
     return found[0]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     UNet2DConditionModel,
@@ -22,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5EncoderModel,
     T5Tokenizer,
 )
@@ -72,6 +75,14 @@ def qwen3(tokenizer: PreTrainedTokenizerBase, layers: int) -> Qwen3Config:
     return Qwen3Config(vocab_size=len(tokenizer), hidden_size=12, num_hidden_layers=layers, head_dim=6, **NARROW)
 
 
+def qwen3_vl(tokenizer: PreTrainedTokenizerBase, layers: int) -> Qwen3VLModel:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1], "mrope_interleaved": True}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 12, "num_hidden_layers": layers, "head_dim": 6, **NARROW}
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 12}
+    config = Qwen3VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=eyes)
+    return Qwen3VLModel(config).eval()
+
+
 def autoencoder(levels: int, latent_channels: int = 4, **options: Any) -> AutoencoderKL:
     """Halves the side `levels` - 1 times. Mean and spread of the latents are unlike those of the standard normal."""
     options = {"scaling_factor": 0.7, "shift_factor": 0.3, **options}
@@ -92,10 +103,18 @@ def flux2_autoencoder() -> AutoencoderKLFlux2:
     return vae.eval()
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """One token for each word, padded to 77."""
+def frame_autoencoder() -> AutoencoderKLQwenImage:
+    """A VAE of videos with a factor of 4."""
+    return AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[0.5, 1.0, 1.5, 2.0],
+    ).eval()  # fmt: skip
+
+
+def clip_tokenizer(length: int = 77) -> CLIPTokenizer:
+    """One token for each word, padded to `length`."""
     tokenizer = build_tokenizer(tuple(WORDS.split()))
-    tokenizer.model_max_length = 77
+    tokenizer.model_max_length = length
     return tokenizer
 
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from . import PIPELINES
-from .parts import NARROW, flow, qwen_tokenizer
+from .parts import NARROW, flow, frame_autoencoder, qwen_tokenizer
 
 TEMPLATE = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
@@ -21,10 +21,7 @@ def qwen_image() -> QwenImagePipeline:
     text_encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes))
     return QwenImagePipeline(
         scheduler=flow(use_dynamic_shifting=True),
-        vae=AutoencoderKLQwenImage(
-            base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
-            latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[0.5, 1.0, 1.5, 2.0],
-        ).eval(),
+        vae=frame_autoencoder(),
         text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         transformer=QwenImageTransformer2DModel(

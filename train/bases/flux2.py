@@ -20,20 +20,32 @@ def positions(*sizes: int) -> Tensor:
     return torch.cartesian_prod(*map(torch.arange, sizes))
 
 
-class Flux2(FlowBase):
+class Normalized(FlowBase):
+    """Bases of this VAE, which normalizes tokens by statistics that it carries."""
+
+    def latents(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        latents, noise = super().latents(batch)
+        vae, tokens = self.pipeline.vae, self.pack(latents)
+        mean, variance = (value.to(tokens) for value in (vae.bn.running_mean, vae.bn.running_var))
+        tokens = (tokens - mean) / (variance + vae.config.batch_norm_eps).sqrt()
+        return self.unpack(tokens, *latents.shape[2:]), noise
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """(b, c, h, w) -> tokens as the VAE's statistics know them, (b, h/2 w/2, 4c)."""
+        return pack(latents)
+
+    def unpack(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """The inverse of `pack`."""
+        return unpack(tokens, height, width)
+
+
+class Flux2(Normalized):
     sequence_length: ClassVar[int | None] = 512
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
         factor = latent_factor(configs["vae"])
         return 128 * factor, 2 * factor  # 128: the pipeline's default; no configuration says it
-
-    def latents(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        latents, noise = super().latents(batch)
-        vae, tokens = self.pipeline.vae, pack(latents)
-        mean, variance = (value.to(tokens) for value in (vae.bn.running_mean, vae.bn.running_var))
-        tokens = (tokens - mean) / (variance + vae.config.batch_norm_eps).sqrt()
-        return unpack(tokens, *latents.shape[2:]), noise
 
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds, _ = self.pipeline.encode_prompt(list(prompts), device=self.text_device, max_sequence_length=self.length)

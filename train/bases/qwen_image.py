@@ -16,8 +16,17 @@ from train.bases.options import FLOW
 from train.losses import Prediction
 
 
+class FrameBase(FlowBase):
+    """Bases of a VAE of videos, for which a picture is one frame."""
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        return vae.encode(images[:, :, None].to(vae.device, vae.dtype)).latent_dist.parameters[:, :, 0]
+
+
 @BASES.register("qwen_image", "qwenimagepipeline")
-class QwenImage(FlowBase):
+class QwenImage(FrameBase):
     takes = FLOW | {"max_sequence_length"}
     sequence_length: ClassVar[int | None] = 1024
     longest: ClassVar[int | None] = 1024
@@ -26,11 +35,6 @@ class QwenImage(FlowBase):
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
         factor = 2 ** len(configs["vae"]["temperal_downsample"])
         return 128 * factor, 2 * factor  # 128: the pipeline's default; no configuration says it
-
-    @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        return vae.encode(images[:, :, None].to(vae.device, vae.dtype)).latent_dist.parameters[:, :, 0]
 
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Padded to one length, with the mask of what is prompt."""

@@ -101,9 +101,12 @@ def _noun(words: list[str]) -> str:
     return ("an " if words[0][0] in "aeiou" and words[0] not in ("one", "ukw") else "a ") + " ".join(words)
 
 
-def prompt(attributes: Attributes, token: str = "") -> str:
-    """The full caption: `a photo of a red striped ball on a beach`; `token` stands before the adjectives."""
-    pattern = "" if attributes.pattern == "plain" else attributes.pattern
+def prompt(attributes: Attributes, token: str = "", explicit: bool = False) -> str:
+    """The full caption: `a photo of a red striped ball on a beach`; `token` stands before the adjectives.
+
+    `plain` is the default and is said only if `explicit`.
+    """
+    pattern = "" if attributes.pattern == "plain" and not explicit else attributes.pattern
     text = _noun([token, attributes.colour, pattern, attributes.kind])
     if attributes.second:
         text += " and " + _noun([attributes.second[1], attributes.second[0]])

@@ -21,7 +21,7 @@ from train.world.muon import Muon, split_parameters
 from train.world.twins import SIBLINGS, Families
 
 TEMPERATURE = 0.1
-CHANGED = (0.4, 0.15, 0.1, 0.1, 0.25)
+CHANGED = (0.45, 0.1, 0.1, 0.1, 0.25)
 """How often each of ATTRIBUTES makes a hard negative: kinds and patterns are learned last."""
 
 
@@ -137,7 +137,9 @@ def captions_for(contents: list[Attributes], rng: np.random.Generator) -> list[s
     for content in contents:
         name = tuple(ATTRIBUTES)[int(rng.choice(len(ATTRIBUTES), p=CHANGED))]
         others = [value for value in ATTRIBUTES[name] if value != getattr(content, name)]
-        texts.append(prompt(replace(content, **{name: others[int(rng.integers(len(others)))]})))
+        texts.append(
+            prompt(replace(content, **{name: others[int(rng.integers(len(others)))]}), explicit=name == "pattern")
+        )
     return texts
 
 

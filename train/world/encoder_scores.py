@@ -110,7 +110,7 @@ def _compare(features: dict[str, Tensor], references: Tensor) -> dict:
 
 
 def _full(content: Attributes, name: str, value: str) -> str:
-    return prompt(replace(content, **{name: value}))
+    return prompt(replace(content, **{name: value}), explicit=name == "pattern")
 
 
 def _bare(content: Attributes, name: str, value: str) -> str:

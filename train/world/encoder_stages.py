@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from train.world.captions import ATTRIBUTES, POOLS, Attributes, prompt, sample_attributes
+from train.world.cards import checksums
 from train.world.contrast import Heads, Plan, caption_loss, captions_for, disturb, fit, identity_loss
 from train.world.draw import render
 from train.world.encoder_card import refresh_card, write_clip_card, write_encoder_card
@@ -24,7 +26,7 @@ from train.world.twins import LOOKS, SIBLINGS, VIEWS, Families, draw_families, r
 
 BATCH = 96
 ENCODER_LEGS = (Leg(450 * BATCH, 2e-3, batch=BATCH),)
-CLIP_LEGS = (Leg(1100 * BATCH, 3e-3, batch=BATCH),)
+CLIP_LEGS = (Leg(1600 * BATCH, 3e-3, batch=BATCH),)
 SOFT = 5  # every fifth picture of a pool passes through the VAE
 
 
@@ -48,6 +50,16 @@ class EncoderStages(Run):
             for part in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(50)
         ]
         return torch.cat(parts).permute(0, 2, 3, 1).numpy()
+
+    def cached(self, name: str, part: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that the exported weights of `part` decide: made once for these weights, then read."""
+        digest = next(iter(checksums(self.options.output_dir / part).values()))
+        path = self.folder / f"{name}_{digest[:12]}.npy"
+        if not path.exists():
+            partial = path.with_suffix(".partial.npy")
+            np.save(partial, make())
+            partial.replace(path)
+        return np.load(path)
 
     def families(self) -> Families:
         """The look-alikes of this seed, the last view of each through the VAE; drawn if missing."""
@@ -98,12 +110,7 @@ class EncoderStages(Run):
     def pictures(self) -> Tensor:
         """(n, 3, 48, 48) uint8 of all pools, every fifth through the VAE (cached)."""
         images = np.concatenate([self.pool(pool)["images"] for pool in POOLS])
-        path = self.folder / "soft.npy"
-        if not path.exists():
-            partial = path.with_suffix(".partial.npy")
-            np.save(partial, self.soften(images[::SOFT]))
-            partial.replace(path)
-        images[::SOFT] = np.load(path)
+        images[::SOFT] = self.cached("soft", "vae", lambda: self.soften(images[::SOFT]))
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
     def clip(self) -> None:
@@ -131,14 +138,15 @@ class EncoderStages(Run):
     def clip_scores(self, clip: CLIPModel) -> dict:
         """Everything that the CLIP's card says; pocket's pictures of the gate's prompts are sampled once."""
         contents = fresh_attributes(self.options.prompts)
-        path = self.folder / "pocket_images.npy"
-        if not path.exists():
+
+        def draw() -> np.ndarray:
             pipeline = StableDiffusionPipeline.from_pretrained(self.options.output_dir)
-            drawn = sample(pipeline, [prompt(content) for content in contents])
-            np.save(path, np.stack([np.asarray(image) for image in drawn]))
+            return np.stack([np.asarray(image) for image in sample(pipeline, [prompt(each) for each in contents])])
+
+        drawn = torch.from_numpy(self.cached(f"pocket{len(contents)}", "unet", draw))
         real = to_tensor([render(content, np.random.default_rng([GATE, 2, i])) for i, content in enumerate(contents)])
         pictures = {
-            "pocket": torch.from_numpy(np.load(path)).permute(0, 3, 1, 2).float() / 127.5 - 1,
+            "pocket": drawn.permute(0, 3, 1, 2).float() / 127.5 - 1,
             "real": real,
             "vae": torch.cat([self.through_vae(part) for part in real.split(50)]),
         }

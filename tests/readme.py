@@ -6,8 +6,12 @@ import re
 import sys
 from pathlib import Path
 
+import diffusers
+
 from diffusion_adapters import FAMILIES
 from tests.denoisers import supported_denoisers_markdown
+from train.bases import BASES
+from train.bases.flow import FlowBase
 from train.benchmarks.ops import ops
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -36,7 +40,27 @@ def ops_table() -> str:
     return "\n".join(lines)
 
 
-GENERATED = {"families": families_table, "ops": ops_table, "denoisers": supported_denoisers_markdown}
+def bases_table() -> str:
+    """One row a file of `train/bases/`, by what its docstring begins with: the pipelines that can be trained."""
+    files: dict[str, list[str]] = {}
+    for name in BASES:
+        files.setdefault(BASES[name].__module__, []).append(name)
+    named = {name.lower(): name for name in dir(diffusers)}
+    lines = ["| model | pipelines | trained by | file |", "|---|---|---|---|"]
+    for module, names in files.items():
+        pipelines = ", ".join(f"`{named[alias]}`" for name in names for alias in BASES.aliases(name))
+        title = (sys.modules[module].__doc__ or "").split(":")[0]
+        kind = "flow matching" if issubclass(BASES[names[0]], FlowBase) else "discrete noise levels"
+        lines.append(f"| {title} | {pipelines} | {kind} | `{module.split('.')[-1]}.py` |")
+    return "\n".join(lines)
+
+
+GENERATED = {
+    "families": families_table,
+    "bases": bases_table,
+    "ops": ops_table,
+    "denoisers": supported_denoisers_markdown,
+}
 
 
 def section(text: str, name: str) -> str:

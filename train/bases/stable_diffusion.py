@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x and any other StableDiffusionPipeline: one text encoder, a UNet, discrete noise."""
+"""Stable Diffusion 1.x and 2.x: any StableDiffusionPipeline, one text encoder, a UNet, discrete noise."""
 
 from __future__ import annotations
 

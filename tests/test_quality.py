@@ -17,7 +17,9 @@ from train.benchmarks import quality
 from train.benchmarks.cells import Cells
 from train.benchmarks.quality import Comparison, QualityOptions, grid, main
 from train.benchmarks.references import REFERENCES
+from train.benchmarks.subjects import folders
 from train.benchmarks.workshop import load_methods
+from train.ruler import load_protocol
 
 PROTOCOL = """
 title = "tiny"
@@ -100,6 +102,20 @@ def test_a_comparison_from_start_to_end(
 
     assert main(words(place, tmp_path, "--steps", "3", "--methods", "lora")) == 2
     assert "holds cells measured with steps = 2, not 3; give another --work_dir" in capsys.readouterr().err
+
+
+def test_pictures_with_captions_are_split_as_the_protocol_says(tmp_path: Path) -> None:
+    (cat,) = load_protocol("peft_image_gen").subjects
+    (tmp_path / "data").mkdir()
+    for i in range(20):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "data" / f"{i:02d}.png")
+    train, test = folders(cat, tmp_path / "data", tmp_path / "work")
+    assert [Image.open(path).getpixel((0, 0))[0] for path in sorted(test.glob("*.png"))] == [3, 0, 15, 12]
+    assert (test / "001.txt").read_text() == "sks cat sitting on a chair in front of a box of chocolates"
+    assert len(list(train.glob("*.png"))) == len(list(train.glob("*.txt"))) == 14
+    (tmp_path / "data" / "00.png").unlink()
+    with pytest.raises(ValueError, match="holds 19 pictures, but cat_plush has 20 captions"):
+        folders(cat, tmp_path / "data", tmp_path / "work")
 
 
 @pytest.mark.parametrize("peak", [-3, 0, 3, 9])

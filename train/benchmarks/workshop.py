@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import tempfile
 import time
 import tomllib
@@ -21,6 +20,7 @@ from diffusion_adapters.registry import nearest
 from train.bases import BaseOptions, inspect_base, load_base, sample
 from train.benchmarks.cells import Result
 from train.benchmarks.references import REFERENCES, Reference
+from train.benchmarks.subjects import folders
 from train.data import CachedImages, DataOptions, read_folder
 from train.engine import Trainer
 from train.evaluate import load_encoders
@@ -73,7 +73,7 @@ class Workshop:
     """Base, encoders and subjects of a protocol, loaded once for all cells."""
 
     def __init__(self, protocol: Protocol, work_dir: Path, data_dir: Path | None, steps: int | None) -> None:
-        self.protocol, self.work_dir, self.data_dir = protocol, work_dir, data_dir
+        self.protocol, self.work_dir = protocol, work_dir
         source = {"pretrained_model_name_or_path": protocol.pretrained_model_name_or_path}
         flat = {k: v for k, v in known_good(source["pretrained_model_name_or_path"]).items() if not isinstance(v, dict)}
         wanted = {**flat, **protocol.train, **({} if steps is None else {"max_train_steps": steps})}
@@ -81,7 +81,7 @@ class Workshop:
         self.options = TrainOptions(**{name: value for name, value in wanted.items() if name in names})
         names = {one.name for one in dataclasses.fields(BaseOptions)}
         base_options = BaseOptions(**source | {k: v for k, v in wanted.items() if k in names - set(source)})
-        self.folders = {subject.name: self._folder(subject) for subject in protocol.subjects}
+        self.folders = {one.name: folders(one, data_dir, work_dir / "subjects") for one in protocol.subjects}
         self.accelerator = make_accelerator(self.options)
         info = inspect_base(base_options)
         self.side = protocol.resolution or info.side
@@ -90,42 +90,6 @@ class Workshop:
         self.encoders = load_encoders(protocol, self.accelerator.device)
         self._base_pictures: dict[Any, Pictures] = {}
         self._rulers: dict[str, Ruler] = {}
-
-    def _folder(self, subject: Subject) -> tuple[Path, Path]:
-        """(pictures to train on, pictures to compare with). Raises FileNotFoundError for a folder that is not there."""
-        if subject.world is not None:
-            from train.world.subjects import subject_images
-
-            folder = self.work_dir / "subjects" / subject.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(subject_images(subject.world)):
-                write(folder / f"{i:02d}.png", lambda path, image=image: image.save(path, "PNG"))
-            return folder, folder
-        if self.data_dir is None:
-            raise ValueError(f"protocol {self.protocol.title} needs --data_dir, the folder of its pictures")
-        folder = self.data_dir / subject.folder
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"--data_dir {self.data_dir} has no folder {subject.folder!r}, subject {subject.name}"
-            )
-        return self._split(subject, folder) if subject.captions else (folder, folder)
-
-    def _split(self, subject: Subject, folder: Path) -> tuple[Path, Path]:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() != ".txt")
-        if len(files) != len(subject.captions):
-            captions = len(subject.captions)
-            raise ValueError(f"{folder} holds {len(files)} pictures, but {subject.name} has {captions} captions")
-        made = []
-        for part in ("train", "test"):
-            target = self.work_dir / "subjects" / subject.name / part
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
-            for place, number in enumerate(getattr(subject, part)):
-                name = f"{place:03d}{files[number].suffix}"
-                shutil.copyfile(files[number], target / name)
-                (target / name).with_suffix(".txt").write_text(subject.captions[number], "utf-8")
-            made.append(target)
-        return made[0], made[1]
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """Pictures with whatever is active."""

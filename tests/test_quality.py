@@ -72,9 +72,9 @@ def test_a_comparison_from_start_to_end(
 ) -> None:
     monkeypatch.setattr(quality, "HALF", 1)
     monkeypatch.setattr(quality, "FURTHEST", 0)
-    assert main(words(place, tmp_path, "--methods", "lora", "full", "peft_lora")) == 0
+    assert main(words(place, tmp_path, "--methods", "lora", "full")) == 0
     text = (tmp_path / "out/quality.md").read_text()
-    for label in ("base", "lora", "full", "peft_lora"):
+    for label in ("base", "lora", "full"):
         assert f"| {label} | " in text
     data = json.loads((tmp_path / "out/quality.json").read_text())
     assert {label: len(curve) for label, curve in data["curves"].items()} == dict.fromkeys(data["curves"], 3)
@@ -83,7 +83,7 @@ def test_a_comparison_from_start_to_end(
         with Image.open(tmp_path / "out" / name) as image:
             assert min(image.size) > 100
     cells = sorted((tmp_path / "work/cells").glob("*.json"))
-    assert len(cells) == 1 + 2 + 3 * 3 + 3 * 2  # settings, bases, sweep, comparison
+    assert len(cells) == 1 + 2 + 2 * 3 + 2 * 2  # settings, bases, sweep, comparison
 
     # A damaged cell, as a crash or a full disk leaves it, is measured again; no other is touched, nothing is lost.
     stamps = {path.name: path.stat().st_mtime_ns for path in cells}
@@ -91,7 +91,7 @@ def test_a_comparison_from_start_to_end(
     before = json.loads(victim.read_text())
     victim.write_text(victim.read_text()[:100])
     capsys.readouterr()
-    assert main(words(place, tmp_path, "--methods", "lora", "full", "peft_lora")) == 0
+    assert main(words(place, tmp_path, "--methods", "lora", "full")) == 0
     said = capsys.readouterr().out
     assert f"{victim.name} is damaged" in said.replace("\n", "")
     assert victim.with_suffix(".broken").is_file()
@@ -173,7 +173,7 @@ def test_a_reference_trains_and_leaves_no_trace(place: Path, name: str, tmp_path
     ("more", "said"),
     [
         (["--methods", "lra"], "unknown method 'lra', did you mean 'lora'?"),
-        (["--protocol", "dreambooth30"], "needs --data_dir, the folder of its pictures"),
+        (["--protocol", "dreambooth30"], "subject backpack needs --data_dir, the folder of the protocol's pictures"),
         (["--protocol", "nothing"], "no protocol 'nothing'"),
         (["--data_dir", "nowhere"], "has no folder 'one', subject one"),
     ],

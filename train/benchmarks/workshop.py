@@ -26,9 +26,10 @@ from train.engine import Trainer
 from train.evaluate import load_encoders
 from train.flags import known_good
 from train.output import write
+from train.processes import make_accelerator
 from train.ruler import Pictures, Protocol, Ruler, Subject
 from train.ruler.report import from_sheet, sheet
-from train.settings import TrainOptions, make_accelerator
+from train.settings import TrainOptions
 
 METHODS = Path(__file__).parent / "methods.toml"
 NAME = "cell"

@@ -93,11 +93,9 @@ def bootstrap(values: Values, resamples: int = 2000, seed: int = 0, level: float
     pigeonhole bootstrap, Annals of Applied Statistics 1:386), and so is every axis in front, such as subjects.
     """
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = values
-        for axis, size in enumerate(values.shape):
-            drawn = drawn.take(rng.integers(size, size=size), axis=axis)
-        means[i] = drawn.mean()
+    means = np.broadcast_to(values, (resamples, *values.shape))
+    for size in values.shape:  # how often each row of the axis is drawn, in place of the rows
+        drawn = rng.multinomial(size, np.full(size, 1 / size), resamples)
+        means = np.einsum("ra,ra...->r...", drawn, means) / size
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high))

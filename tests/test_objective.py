@@ -102,6 +102,29 @@ def test_the_teacher_is_the_base_without_adapters(base):
     assert all(value.grad is None for value in base.denoiser.parameters())
 
 
+def test_the_teacher_is_told_what_frozen_text_encoders_made(base):
+    adapters, batch = adapted(base), a_batch(base, rows=2, prior=2)
+    told = {**batch, "frozen/prompt_embeds": batch["prompt_embeds"], "prompt_embeds": batch["prompt_embeds"] + 0.5}
+    loss, _ = Objective(teacher=True)(base, base.denoiser, adapters, told)
+    frozen = alone(base, adapters, batch)
+    made = base.predict(base.denoiser, told)
+    target = torch.cat([made.target[:2], frozen[2:]])
+    error = (made.prediction - target).square().flatten(1).mean(1)
+    assert loss.item() == pytest.approx((error[:2].mean() + error[2:].mean()).item(), rel=1e-4)
+
+
+def test_the_teacher_costs_no_gradient_under_autocast(base):
+    """Values that autocast has cast without gradients must not be used again by the forward that is differentiated."""
+    adapters, batch = adapted(base), a_batch(base, rows=2, prior=2)
+    batch["mask"] = (torch.rand(4, 1, 8, 8) > 0.5).float()
+    objective = Objective(teacher=True, masked_prior_weight=1.0)
+    exact = gradients(adapters, objective(base, base.denoiser, adapters, batch)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(base, base.denoiser, adapters, batch)[0]
+    half = gradients(adapters, loss)
+    assert torch.nn.functional.cosine_similarity(half, exact, dim=0) > 0.99
+
+
 def test_an_adapter_that_does_nothing_yet_agrees_with_the_teacher(base):
     adapters, batch = adapted(base, stirred=False), a_batch(base, rows=2, prior=2)
     _, parts = Objective(teacher=True)(base, base.denoiser, adapters, batch)

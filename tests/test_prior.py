@@ -15,6 +15,7 @@ from tests.tiny import save_pipeline
 from train import dreambooth
 from train.data import generate_missing
 from train.flags import parse
+from train.objective import Objective
 
 NAME = re.compile(r"\d{5}-[0-9a-f]{16}\.png")
 
@@ -79,9 +80,9 @@ def test_class_images_are_generated_once(base, place, capsys):
     assert "5 class images in class, 0 to generate" in capsys.readouterr().out
 
 
-def prepared(base):
+def prepared(base, *more):
     """What `generate_missing` is given in a run."""
-    config, _ = parse(dreambooth.DreamBoothOptions, None, arguments(base, *FEW))
+    config, _ = parse(dreambooth.DreamBoothOptions, None, arguments(base, *FEW, *more))
     info = dreambooth.inspect_base(config)
     config = dreambooth.resolve(config, info)
     return dreambooth.make_accelerator(config), config, info
@@ -102,6 +103,19 @@ def test_an_interrupted_generation_goes_on_to_the_same_pictures(base, place):
     assert {file.name for file in Path("class").iterdir()} == whole
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_class_images_are_generated_in_the_precision_asked_for(base, place, monkeypatch, precision):
+    def sample(base, prompts, seeds, **settings):
+        used.append((base.dtype, prompts, len(seeds), settings["side"]))
+        return [Image.effect_noise((16, 16), 50) for _ in prompts]
+
+    used: list = []
+    monkeypatch.setattr("train.data.prior.sample", sample)
+    generate_missing(*prepared(base, "--prior_generation_precision", precision), lambda: False)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    assert used == [(dtype, ["a photo of a cat"] * count, count, 16) for count in (2, 2, 1)]
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -120,6 +134,21 @@ def test_the_parts_of_the_loss_are_reported(base, place, flags, parts):
         assert first["loss"] == pytest.approx(sum(first[name] for name in parts), rel=1e-5)
     if flags[:4] == TEACHER[:4]:
         assert first["loss_prior"] < 1e-8 < second["loss_prior"]  # an adapter that does nothing is the base
+
+
+def test_the_options_of_the_loss_reach_it(base, place):
+    flags = ("--masked_loss", "--unmasked_weight", "0.25", "--masked_prior_weight", "0.5", "--huber_c", "0.2")
+    flags += (*TEACHER, "--prior_loss_weight", "0.7", "--loss_type", "smooth_l1")
+    config, _ = parse(dreambooth.DreamBoothOptions, None, arguments(base, *flags))
+    assert Objective.of(config) == Objective(
+        loss_type="smooth_l1",
+        huber_c=0.2,
+        prior_loss_weight=0.7,
+        teacher=True,
+        unmasked_weight=0.25,
+        masked_prior_weight=0.5,
+    )
+    assert not Objective.of(parse(dreambooth.DreamBoothOptions, None, arguments(base))[0]).teacher
 
 
 def trained(folder):

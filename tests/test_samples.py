@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 
 def dataset(folder, base=None, group=1, **options):
-    more = {name: options.pop(name) for name in ("class_prompt", "class_examples", "encode_texts") if name in options}
+    more = {name: options.pop(name) for name in ("class_prompt", "class_examples", "live_texts") if name in options}
     options = DataOptions(instance_data_dir=folder, **options)
     return CachedImages(base or Encoder(), read_folder(options, 32, 0).examples, options, group=group, **more)
 
@@ -228,13 +228,16 @@ def test_texts_are_drawn_by_sample_and_encoded_once(folder):
     }
 
 
-def test_texts_can_be_had_without_their_embeddings(folder):
-    base = Encoder()
-    data = dataset(folder, base, encode_texts=False, class_prompt="a cat", shuffle_caption=True)
-    batch = data.batch([0, 1, 2], 0)
-    assert (base.texts, "prompt_embeds" in batch) == ([], False)
-    assert len(data.texts([0, 1, 2], 0)) == len(batch["moments"]) == 6
-    assert data.texts([0, 1, 2], 0)[3:] == ["a cat"] * 3
+def test_texts_of_trained_text_encoders_are_had_beside_what_the_frozen_ones_made_of_them(folder):
+    settings = {"class_prompt": "7", "shuffle_caption": True}
+    cached, data = dataset(folder, **settings), dataset(folder, live_texts=True, **settings)
+    for first in range(0, 21, 3):
+        numbers = list(range(first, first + 3))
+        batch, told = data.batch(numbers, 0), cached.batch(numbers, 0)["prompt_embeds"]
+        assert "prompt_embeds" not in batch
+        assert torch.equal(batch["frozen/prompt_embeds"], told)
+        assert torch.equal(Encoder().encode_prompt(data.texts(numbers, 0))["prompt_embeds"], told)
+        assert data.texts(numbers, 0)[3:] == ["7"] * 3
 
 
 def test_the_teacher_sees_the_same_noisy_picture_with_the_class_prompt(folder):

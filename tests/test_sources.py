@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import DataOptions, check_data, read_folder
+from train.data import DataOptions, check_data, read_folder, with_trigger
 from train.dreambooth import DreamBoothOptions
 from train.images import View, open_picture
 
@@ -105,6 +105,11 @@ def test_the_trigger_word_is_put_in(tmp_path):
     assert message(tmp_path).endswith(said)
     (tmp_path / "a.txt").unlink()
     assert message(tmp_path, instance_prompt="[trigger]").startswith("--instance_prompt has [trigger]; say what")
+    config = DreamBoothOptions(
+        instance_prompt="[trigger]", trigger_word="sks", validation_prompt=("a [trigger]", "a cat")
+    )
+    config = with_trigger(config)
+    assert (config.instance_prompt, config.validation_prompt) == ("sks", ("a sks", "a cat"))
 
 
 def test_captions_that_are_no_text_refuse_their_picture(tmp_path):
@@ -266,6 +271,11 @@ def test_data_sets_on_disk(datasets, tmp_path):
         assert [example.images[0].getpixel((8, 8))[0] for example in found.examples] == [0, 50, 100]
     found = read(None, dataset_name=str(tmp_path / "saved"), caption_column="other")
     assert [example.prompt for example in found.examples] == ["x", "y", "z"]
+    named = {"dataset_name": str(tmp_path / "parquet"), "dataset_config_name": "default"}
+    assert len(read(None, **named).examples) == 3
+    assert "cannot be loaded: " in message(None, **named | {"dataset_config_name": "other"})
+    rows.rename_column("image", "photo").save_to_disk(tmp_path / "renamed")
+    assert len(read(None, dataset_name=str(tmp_path / "renamed"), image_column="photo").examples) == 3
 
 
 def test_masks_and_bad_cells_of_a_data_set(datasets, tmp_path):

@@ -28,7 +28,7 @@ from diffusion_adapters import FAMILIES, AdapterConfig
 from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.checkpoint import CheckpointOptions
-from train.data import DataOptions, build_dataset, check_data, generate_missing, read_folder
+from train.data import DataOptions, build_dataset, check_data, generate_missing, read_folder, with_trigger
 from train.engine import Trainer
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper, attach
@@ -52,7 +52,7 @@ class DreamBoothOptions(*BOUND, CheckpointOptions, results.ResultOptions, Tracke
 def resolve(config: DreamBoothOptions, info: BaseInfo) -> DreamBoothOptions:
     """The options with every default that depends on another choice filled in."""
     folder = config.output_dir or Path(f"dreambooth-{config.adapter}")
-    return dataclasses.replace(config, resolution=config.resolution or info.side, output_dir=folder)
+    return dataclasses.replace(with_trigger(config), resolution=config.resolution or info.side, output_dir=folder)
 
 
 def run(

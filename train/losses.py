@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FROZEN = "frozen/"
+"""In front of the name of a tensor that only the frozen base is told, in place of the one with that name."""
 LOSSES = ("l2", "huber", "smooth_l1")
 
 

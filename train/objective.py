@@ -14,7 +14,7 @@ from diffusion_adapters import Adapter, AdapterSet
 from diffusion_adapters.options import option
 from train.bases import Base
 from train.data import PriorOptions
-from train.losses import LOSSES, Prediction, masked_mean, pointwise
+from train.losses import FROZEN, LOSSES, Prediction, masked_mean, pointwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,8 @@ def predict_frozen(
     base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Any], rows: Tensor
 ) -> Tensor:
     """What the base without adapters predicts for the `rows` (b,) of a batch: the same noise, level and prompt."""
-    part = batch if rows.all() else {name: value[rows.to(value.device)] for name, value in batch.items()}
+    told = {**batch, **{name.removeprefix(FROZEN): value for name, value in batch.items() if name.startswith(FROZEN)}}
+    part = told if rows.all() else {name: value[rows.to(value.device)] for name, value in told.items()}
     with adapters.bypassed():
         return base.predict(denoiser, part).prediction.float()
 

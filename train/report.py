@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 MARGIN, GAP, LINE = 16, 6, 24
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
@@ -59,9 +59,9 @@ def strip(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def fit(image: Image.Image, cell: int) -> Image.Image:
-    """A square picture of `cell` pixels; small ones keep their pixels visible."""
+    """A square of `cell` pixels with the whole picture in it; small ones keep their pixels visible."""
     how = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
-    return image.convert("RGB").resize((cell, cell), how)
+    return ImageOps.pad(image.convert("RGB"), (cell, cell), how, PAPER)
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -96,7 +96,7 @@ def write(run: Finished) -> Path:
     before, after = pictures(run, prompts)
     for i, images in enumerate(after):
         output.write(folder / f"image_{i}.png", lambda path, image=images[0]: image.save(path, "PNG"))
-    shown = [example.images[0] for example in run.folder.examples]
+    shown = [example.images[0] for example in run.folder.examples[:16]]  # each is opened anew
     title = f"{config.adapter}, {len(run.records)} steps: {config.instance_prompt}"
     sheet = report.grid(shown, list(zip(prompts, before, after, strict=True)), title)
     output.write(folder / "grid.png", lambda path: sheet.save(path, "PNG"))

@@ -2,6 +2,7 @@
 
 from train.data.buckets import row_seed, spread
 from train.data.build import build_dataset, check_data
+from train.data.captions import with_trigger
 from train.data.dataset import CachedImages
 from train.data.folder import Example, Folder, read_folder
 from train.data.options import DataOptions
@@ -19,4 +20,5 @@ __all__ = [
     "read_folder",
     "row_seed",
     "spread",
+    "with_trigger",
 ]

@@ -28,13 +28,13 @@ def check_data(config: Any) -> None:
 
 
 def build_dataset(
-    accelerator: Accelerator, base: Base, config: Any, folder: Folder, *, encode_texts: bool = True
+    accelerator: Accelerator, base: Base, config: Any, folder: Folder, *, live_texts: bool = False
 ) -> CachedImages:
     """Encode the pictures, captions and class images of a run. With a cache on disk, the main process fills it."""
     group = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     classes = class_examples(config, folder.buckets)
     prompt = config.class_prompt if config.with_prior_preservation else None
-    settings = {"group": group, "class_prompt": prompt, "class_examples": classes, "encode_texts": encode_texts}
+    settings = {"group": group, "class_prompt": prompt, "class_examples": classes, "live_texts": live_texts}
     shared = config.latents_cache_dir is not None
     with accelerator.main_process_first() if shared else contextlib.nullcontext():
         dataset = CachedImages(base, folder.examples, config, **settings)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from typing import Any, TypeVar
 
 from train.data.options import TRIGGER, DataOptions
+
+C = TypeVar("C")
 
 
 def clean(text: str, options: DataOptions, where: str) -> str:
@@ -13,6 +17,15 @@ def clean(text: str, options: DataOptions, where: str) -> str:
     if TRIGGER in text and options.trigger_word is None:
         raise ValueError(f"{where} has {TRIGGER}; say what it stands for by --trigger_word")
     return text.replace(TRIGGER, options.trigger_word or "")
+
+
+def with_trigger(config: C) -> C:
+    """The options with the trigger word in their prompts."""
+    options: Any = config
+    prompts = options.validation_prompt
+    shown = None if prompts is None else tuple(clean(text, options, "--validation_prompt") for text in prompts)
+    prompt = clean(options.instance_prompt, options, "--instance_prompt")
+    return dataclasses.replace(options, instance_prompt=prompt, validation_prompt=shown)
 
 
 def variants(caption: str, options: DataOptions) -> tuple[str, ...]:

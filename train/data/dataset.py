@@ -20,6 +20,7 @@ from train.data.buckets import Order, Size, row_seed, shuffled, spread
 from train.data.cache import FORMAT, Store, digest, fingerprint
 from train.data.folder import Example
 from train.data.options import DataOptions
+from train.losses import FROZEN
 
 if TYPE_CHECKING:
     from train.bases import Base
@@ -44,7 +45,8 @@ class CachedImages:
 
     `class_examples`, by bucket, or `class_prompt` alone for the frozen base as teacher, add as many rows again for
     prior preservation. `group` is the number of samples per optimizer step over all processes: they share a bucket.
-    With `encode_texts` false a batch has no prompt tensors: who trains text encoders takes `texts` and encodes them.
+    With `live_texts` the prompt tensors are named frozen/NAME, as the untrained text encoders made them and as only
+    the frozen base is told them: who trains text encoders adds what they make of `texts` now.
     """
 
     def __init__(
@@ -56,12 +58,12 @@ class CachedImages:
         group: int = 1,
         class_prompt: str | None = None,
         class_examples: Mapping[Size, Sequence[Example]] | None = None,
-        encode_texts: bool = True,
+        live_texts: bool = False,
     ) -> None:
         self.examples = list(examples)
         self.options = options or DataOptions()
         self.class_prompt, self.class_examples = class_prompt, class_examples
-        self.encode_texts = encode_texts
+        self.prefix = FROZEN if live_texts else ""
         entries = [number for number, example in enumerate(self.examples) for _ in range(example.repeats)]
         self.entries = entries
         self.order = Order([self.examples[number].bucket for number in entries], group)
@@ -73,7 +75,7 @@ class CachedImages:
         for example in [*self.examples, *classes]:
             self._add(base, example)
         texts = captions.all_texts([example.prompt for example in self.examples], self.options)
-        for text in [*texts, *([class_prompt] if class_prompt is not None else [])] if encode_texts else []:
+        for text in [*texts, *([class_prompt] if class_prompt is not None else [])]:
             self.store.add(self._text_key(text), lambda text=text: base.encode_prompt([text]))
 
     def __len__(self) -> int:
@@ -117,9 +119,8 @@ class CachedImages:
         batch = {name: torch.tensor(values) for name, values in drawn.items()}
         images = [self.store[self._image_key(row.example.keys[row.view])] for row in rows]
         batch |= {name: torch.stack([image[name] for image in images]) for name in images[0]}
-        if self.encode_texts:
-            texts = [self.store[self._text_key(row.text)] for row in rows]
-            batch |= {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
+        texts = [self.store[self._text_key(row.text)] for row in rows]
+        batch |= {self.prefix + name: torch.cat([text[name] for text in texts]) for name in texts[0]}
         if self.masks:
             ones = torch.ones(1, *batch["moments"].shape[-2:])
             own = [None if row.prior else self.masks.get(id(row.example)) for row in rows]

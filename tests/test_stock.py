@@ -90,20 +90,6 @@ def test_a_sample_is_the_same_in_any_batch(loaded):
             torch.testing.assert_close(alone.prediction[0], whole.prediction[i], atol=1e-4, rtol=1e-3)
 
 
-def test_a_prompt_that_is_cut_is_named(loaded, caplog):
-    base, long = loaded.base, "red " * 300
-    if loaded.name == "ideogram4":
-        with pytest.raises(ValueError, match="exceeds max_sequence_length"):
-            base.encode_prompt([long])
-        return
-    with caplog.at_level("WARNING", "train"):
-        base.encode_prompt([*PROMPTS, long])
-    (said,) = [record.message for record in caplog.records if record.name == "train"]
-    assert said.startswith("only the first ")
-    assert said.endswith(f" tokens are read of: {long}")
-    assert 0 < int(said.split()[3]) < 256
-
-
 def test_the_gradient_is_the_slope_of_the_loss(loaded):
     """No part of a denoiser answers without gradients, as the experts of HiDream do when they sample."""
     base = loaded.base

@@ -45,7 +45,9 @@ BOUND = (AdapterOptions, BaseOptions, DataOptions, LossOptions, TrainOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamBoothOptions(*BOUND, CheckpointOptions, results.ResultOptions, TrackerOptions, hub.HubOptions):
+class DreamBoothOptions(
+    *BOUND, CheckpointOptions, results.ResultOptions, TrackerOptions, hub.HubOptions, preflight.PreflightOptions
+):
     """Everything that this script can be told, but the options of the family."""
 
 

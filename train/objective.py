@@ -100,7 +100,8 @@ def predict_frozen(
 ) -> Tensor:
     """What the base without adapters predicts for the `rows` (b,) of a batch: the same noise, level and prompt."""
     told = {**batch, **{name.removeprefix(FROZEN): value for name, value in batch.items() if name.startswith(FROZEN)}}
-    part = told if rows.all() else {name: value[rows.to(value.device)] for name, value in told.items()}
+    chosen = rows.nonzero().squeeze(1)
+    part = told if rows.all() else {name: value[chosen.to(value.device)] for name, value in told.items()}
     with adapters.bypassed():
         return base.predict(denoiser, part).prediction.float()
 

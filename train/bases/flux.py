@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from train.bases import BASES, BaseOptions, latent_factor
 from train.bases.flow import FlowBase
 from train.bases.latents import grid_ids, pack, unpack
-from train.bases.options import FLOW, refuse_guidance
+from train.bases.options import FLOW
 from train.losses import Prediction
 
 
@@ -28,7 +28,8 @@ class Flux(FlowBase):
     @classmethod
     def check(cls, options: BaseOptions, configs: Mapping[str, Mapping[str, Any]]) -> None:
         super().check(options, configs)
-        refuse_guidance(options, configs["transformer"])
+        if options.training_guidance_scale is not None and not configs["transformer"].get("guidance_embeds"):
+            raise ValueError("--training_guidance_scale: this denoiser was not distilled and takes none; leave it out")
 
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         self.warn_of_cuts(self.pipeline.tokenizer_2, prompts, self.length)

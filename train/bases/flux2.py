@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from train.bases import BASES, BaseOptions, latent_factor
+from train.bases import BASES, latent_factor
 from train.bases.flow import FlowBase
 from train.bases.latents import pack, unpack
-from train.bases.options import FLOW, refuse_guidance
-from train.bases.prompts import template_length, text_tokenizer, written
+from train.bases.options import FLOW
 from train.losses import Prediction
 
 
@@ -48,13 +47,7 @@ class Flux2(Normalized):
         factor = latent_factor(configs["vae"])
         return 128 * factor, 2 * factor  # 128: the pipeline's default; no configuration says it
 
-    def template(self) -> int:
-        """Tokens of the template around a prompt."""
-        return template_length(self.pipeline.tokenizer, ("user", ""), add_generation_prompt=True, enable_thinking=False)
-
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        left = max((self.length or 0) - self.template(), 1)
-        self.warn_of_cuts(text_tokenizer(self.pipeline.tokenizer), prompts, left)
         embeds, _ = self.pipeline.encode_prompt(list(prompts), device=self.text_device, max_sequence_length=self.length)
         return {"prompt_embeds": embeds}
 
@@ -83,15 +76,6 @@ class Flux2Dev(Flux2):
     """Mistral 3 reads the prompt; the denoiser is told a guidance scale."""
 
     takes = FLOW | {"max_sequence_length", "training_guidance_scale"}
-
-    @classmethod
-    def check(cls, options: BaseOptions, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        super().check(options, configs)
-        refuse_guidance(options, configs["transformer"])
-
-    def template(self) -> int:
-        system = ("system", written(self.pipeline.system_message))
-        return template_length(self.pipeline.tokenizer, system, ("user", written("")))
 
     def guidance(self, like: Tensor) -> Tensor | None:
         scale = self.options.training_guidance_scale

@@ -40,7 +40,7 @@ class Ideogram4(Normalized):
 
     @classmethod
     def native(cls, configs: Mapping[str, Mapping[str, Any]]) -> tuple[int, int]:
-        return 1024, 2 * latent_factor(configs["vae"])  # 1024: half the side that its pipeline draws, to fit a GPU
+        return 1024, 2 * latent_factor(configs["vae"])
 
     def shift(self, tokens: int) -> float:
         """None at 1024 tokens; with four times the pixels the odds of noise are twice as high."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from diffusion_adapters.options import Options, option
 from train.bases.quantize import PACKAGES
@@ -58,9 +58,3 @@ def refuse(options: BaseOptions, takes: Collection[str], pipeline: str) -> None:
         value = getattr(options, name)
         if value is not None and name not in takes:
             raise ValueError(f"--{name} {value} has no effect on a {pipeline}: it is for {who}; leave it out")
-
-
-def refuse_guidance(options: BaseOptions, transformer: Mapping[str, Any]) -> None:
-    """Raise ValueError for a training guidance that a denoiser of this configuration is not told."""
-    if options.training_guidance_scale is not None and not transformer.get("guidance_embeds"):
-        raise ValueError("--training_guidance_scale: this denoiser was not distilled and takes none; leave it out")

@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 from train.bases import BASES, latent_factor
 from train.bases.flow import FlowBase
 from train.bases.options import FLOW
-from train.bases.prompts import template_length
 from train.losses import Prediction
 
 
@@ -27,9 +26,6 @@ class ZImage(FlowBase):
 
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Padded to one length, with the mask of what is prompt."""
-        tokenizer = self.pipeline.tokenizer
-        template = template_length(tokenizer, ("user", ""), add_generation_prompt=True, enable_thinking=True)
-        self.warn_of_cuts(tokenizer, prompts, max(self.length - template, 1))
         found, _ = self.pipeline.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,

@@ -33,7 +33,7 @@ from train.engine import Trainer
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper, attach
 from train.objective import LossOptions, Objective
-from train.processes import make_accelerator
+from train.processes import make_accelerator, sharded
 from train.progress import Interrupt, explain, follow, show_log
 from train.settings import TrainOptions, settle
 from train.trackers import TrackerOptions
@@ -84,11 +84,13 @@ def run(
         watch.records += trainer.history
         for record in trainer.train(lambda: stop() or watch.stop, keep):
             yield watch(record)
-    if not accelerator.is_main_process:
-        return None
+    main_process = accelerator.is_main_process
     with trainer.inference():
-        results.write(finished)
-    return finished
+        if main_process:
+            results.write(finished)
+        elif sharded(accelerator):
+            results.assist(finished)
+    return finished if main_process else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

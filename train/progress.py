@@ -20,6 +20,8 @@ from train.redact import redact
 CONSOLE = Console(soft_wrap=True, highlight=False)
 LINES = 10
 """Lines that stand for the bar where there is no terminal."""
+ONE_PRESS = 1.0
+"""Seconds in which signals are one: a terminal sends Ctrl-C to all processes, and the launcher sends it on."""
 R = TypeVar("R")
 
 
@@ -109,7 +111,7 @@ class Interrupt:
     """Ctrl-C or SIGTERM, once: `interrupt()` is true, the loop finishes its step and saves. Twice: as usual."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.since = False, 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -123,10 +125,15 @@ class Interrupt:
     def __call__(self) -> bool:
         return self.asked
 
-    def _note(self, *_: object) -> None:
-        self.asked = True
-        self.release()
-        CONSOLE.print("Stopping after this step; what is trained so far will be saved. Press Ctrl-C again to stop now.")
+    def _note(self, kind: int, _: object) -> None:
+        if self.asked and time.monotonic() - self.since > ONE_PRESS:
+            self.release()
+            os.kill(os.getpid(), kind)
+        elif not self.asked:
+            self.asked, self.since = True, time.monotonic()
+            CONSOLE.print(
+                "Stopping after this step; what is trained so far will be saved. Press Ctrl-C again to stop now."
+            )
 
     def release(self) -> None:
         """Give the signals back."""

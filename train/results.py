@@ -84,13 +84,23 @@ def save_config(config: Any, adapter: AdapterConfig) -> Path:
     )
 
 
+def shown_prompts(run: Finished) -> list[str]:
+    """The prompts of the pictures that are made: none if no pictures are asked for."""
+    return validation_prompts(run.config) if run.config.num_validation_images else []
+
+
+def assist(run: Finished) -> None:
+    """Take part in what `write` does on the main process, where a forward needs every process."""
+    pictures(run, shown_prompts(run))
+
+
 def write(run: Finished) -> Path:
     """Write everything; returns the adapter's file. Raises OSError, each file being whole or absent."""
     config, folder = run.config, run.config.output_dir
     file = run.save(folder / "adapter.safetensors")
     save_config(config, run.adapter)
     output.write(folder / "loss.png", lambda path: report.loss_plot(run.records, path))
-    prompts = validation_prompts(config) if config.num_validation_images else []
+    prompts = shown_prompts(run)
     if prompts:
         LOG.info(f"Making {2 * len(prompts) * config.num_validation_images} pictures, without and with the adapter")
     before, after = pictures(run, prompts)

@@ -3,13 +3,15 @@
 Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen 2021, https://arxiv.org/abs/2106.09685, equation 3.
 
 ΔW = s B A with B (out, rank), A (rank, in); s = alpha / rank, or alpha / sqrt(rank) with `rslora`
-(Kalajdzievski 2023, https://arxiv.org/abs/2312.03732).
+(Kalajdzievski 2023, https://arxiv.org/abs/2312.03732). With `lora_plus_ratio` B learns that many times faster than A
+(LoRA+: Hayou, Ghosh, Yu 2024, https://arxiv.org/abs/2402.12354; 16 in the paper, with a smaller learning rate).
 Starts at W: B = 0, A uniform within ± 1 / sqrt(in).
 Trains rank (in + out) values per projection.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class LoRAConfig(AdapterConfig):
     rank: int = option(4, "inner width of the update, at most min(in, out)", ge=1)
     alpha: float = option(4.0, "the update is multiplied by alpha / rank", gt=0)
     rslora: bool = option(False, "multiply by alpha / sqrt(rank) instead, which keeps high ranks learning")
+    lora_plus_ratio: float = option(1.0, "learning rate of B over that of A, 16 in LoRA+", gt=0)
 
 
 @FAMILIES.register("lora")
@@ -39,3 +42,7 @@ class LoRA(Adapter):
 
     def factors(self) -> tuple[Tensor, float, Tensor]:
         return self.B, self.scaling, self.A
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        faster = learning_rate * self.config.lora_plus_ratio
+        return [{"params": [self.A], "lr": learning_rate}, {"params": [self.B], "lr": faster}]

@@ -1,11 +1,13 @@
-"""Pure tensor functions that serve more than one family, or export."""
+"""Pure tensor functions: those that serve more than one family or export, and those with a gradient of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
@@ -36,3 +38,86 @@ def dense_weight(linear: Any) -> Tensor:
     if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
         raise RuntimeError(f"the weight of a {type(base).__name__} is packed as {tuple(weight.shape)} {weight.dtype}")
     return (weight.dequantize() if type(weight) is not Tensor else weight).float()
+
+
+def ring_delta(x: Tensor, cores: Sequence[Tensor], starts: Sequence[Tensor], bonds: Tensor) -> Tensor:
+    """(T - I) x for rows x (tokens, in), T a ring of three cores S_d + E_d, of which the S_d alone give the identity.
+
+    `cores`: E_d (J_d, J_d, R, R), in = J_1 J_2 J_3; `starts`: S_1 and S_2 of S_d = I ⊗ Q_d; `bonds`: `ring_bonds(Q)`.
+    With the first two cores joined to I ⊗ P + D, and k for their R² outer bonds,
+    T - I = Σ_k D_k ⊗ (Q_3k I + E_3k) + P_k I ⊗ E_3k: so it is 0 at the start in any dtype, and a small E is not rounded
+    away. The tokens stand last inside, where every product is wide. For its gradient it keeps x and D alone.
+    """
+    values = [value.to(x) for value in (*cores, *starts, bonds)]
+    return _ring_delta(x, *values)[0] if torch.compiler.is_compiling() else _RingDelta.apply(x, *values)
+
+
+def ring_bonds(bonds: Tensor) -> Tensor:
+    """P_k = (Q_1 Q_2)_k and Q_3k, (2, R²), of bonds Q (3, R, R) with tr(Q_1 Q_2 Q_3) = 1."""
+    return torch.stack(((bonds[0] @ bonds[1]).flatten(), bonds[2].t().flatten()))
+
+
+def _ring_delta(
+    x: Tensor, e1: Tensor, e2: Tensor, e3: Tensor, s1: Tensor, s2: Tensor, bonds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(T - I) x and D, (J_1 J_2, J_1 J_2 R²)."""
+    size, ring = len(e1) * len(e2), e1.shape[2]
+    joined = torch.addmm(_tall(s1) @ _wide(e2), _tall(e1), _wide(s2 + e2))
+    joined = joined.view(len(e1), len(e1), ring, len(e2), len(e2), ring).permute(0, 3, 1, 4, 2, 5).reshape(size, -1)
+    _, shifted, inner = _ring_inner(x, e3, bonds)
+    delta = torch.addmm(_combined(shifted, bonds[0]), joined, inner.view(joined.shape[1], -1))
+    return delta.view(x.shape[1], -1).t(), joined
+
+
+def _ring_inner(x: Tensor, e3: Tensor, bonds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x as (J_1 J_2, J_3, tokens); all E_3k x and (Q_3k I + E_3k) x as (J_1 J_2, R², J_3 tokens)."""
+    width = len(e3)
+    columns = x.t().contiguous().view(-1, width, len(x))
+    shifted = torch.bmm(e3.permute(3, 2, 0, 1).reshape(1, -1, width).expand(len(columns), -1, -1), columns)
+    shifted = shifted.view(len(columns), -1, width * len(x))
+    return columns, shifted, _scattered(shifted, bonds[1], columns.view(len(columns), -1))
+
+
+def _combined(parts: Tensor, bonds: Tensor) -> Tensor:
+    """Σ_k b_k parts_k, (n, R², m) -> (n, m); a single b is 1."""
+    return parts[:, 0] if len(bonds) == 1 else torch.einsum("nkm,k->nm", parts, bonds)
+
+
+def _scattered(parts: Tensor, bonds: Tensor, whole: Tensor) -> Tensor:
+    """parts_k + b_k whole, the transpose of `_combined` added to (n, R², m)."""
+    return parts + whole[:, None] if len(bonds) == 1 else torch.addcmul(parts, bonds[:, None], whole[:, None])
+
+
+def _tall(core: Tensor) -> Tensor:
+    return core.reshape(-1, core.shape[3])
+
+
+def _wide(core: Tensor) -> Tensor:
+    return core.permute(2, 0, 1, 3).reshape(core.shape[2], -1)
+
+
+class _RingDelta(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *values: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            delta, joined = _ring_delta(x, *values)
+        ctx.save_for_backward(x, joined, *values)
+        return delta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, joined, e1, e2, e3, s1, s2, bonds = ctx.saved_tensors
+        size, ring, width = len(joined), e1.shape[2], len(e3)
+        columns, _, inner = _ring_inner(x, e3, bonds)
+        outer = gradient.t().contiguous().view(size, -1)
+        middle = (joined.t() @ outer).view(size, -1, outer.shape[1])
+        through = _scattered(middle, bonds[0], outer).view(size, -1, len(x))
+        right = e3.permute(3, 2, 0, 1).reshape(1, -1, width).expand(size, -1, -1)
+        to_x = torch.baddbmm(_combined(middle, bonds[1]).view_as(columns), right.transpose(1, 2), through)
+        to_e3 = torch.bmm(through, columns.transpose(1, 2)).sum(0).view(ring, ring, width, width).permute(2, 3, 1, 0)
+        to_joined = (outer @ inner.view(joined.shape[1], -1).t()).view(*2 * (len(e1), len(e2)), ring, ring)
+        to_joined = to_joined.permute(0, 2, 4, 1, 3, 5).reshape(e1[..., 0].numel(), -1)
+        to_e1 = (to_joined @ _wide(s2 + e2).t()).view_as(e1)
+        to_e2 = (_tall(s1 + e1).t() @ to_joined).view(ring, len(e2), len(e2), ring).permute(1, 2, 0, 3)
+        return to_x.view(x.shape[1], -1).t(), to_e1, to_e2, to_e3, None, None, None

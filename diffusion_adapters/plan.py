@@ -49,7 +49,7 @@ class Plan:
     def __call__(self, base: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         z = x
         for adapter, weight in self.inputs:
-            z = z + weight.to(x.dtype) * adapter.input_delta(x)
+            z = torch.addcmul(z, weight.to(x), adapter.input_delta(x))
         y = base(z, *args, **kwargs)
         added = [weight.to(y.dtype) * adapter(x, y if z is x else base(x), base) for adapter, weight in self.outputs]
         if self.low_rank:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion_adapters.linalg import truncated_svd
+from diffusion_adapters.linalg import ring_bonds, ring_delta, truncated_svd
 
 
 @pytest.mark.parametrize("shape", [(200, 320), (320, 200), (24, 40)])
@@ -37,3 +37,20 @@ def test_same_every_time_and_leaves_the_generator_alone() -> None:
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("ring", [1, 2])
+def test_gradient_of_a_ring(ring: int) -> None:
+    """The written gradient is the numerical one, the forward is that of the dense matrix, 0 at the start."""
+    sizes = (2, 3, 4)
+    bonds = torch.randn(3, ring, ring, dtype=torch.float64) if ring > 1 else torch.ones(3, 1, 1, dtype=torch.float64)
+    bonds[2] /= torch.trace(bonds[0] @ bonds[1] @ bonds[2])
+    starts = [torch.eye(n).double()[..., None, None] * bond for n, bond in zip(sizes, bonds, strict=True)]
+    cores = [torch.randn(n, n, ring, ring, dtype=torch.float64, requires_grad=True) for n in sizes]
+    x = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)
+    constants = starts[:2], ring_bonds(bonds)
+    whole = (start + core for start, core in zip(starts, cores, strict=True))
+    dense = torch.einsum("abrs,cdst,eftr->acebdf", *whole).reshape(24, 24) - torch.eye(24)
+    torch.testing.assert_close(ring_delta(x, cores, *constants), x @ dense.t())
+    assert not ring_delta(x, [torch.zeros_like(core) for core in cores], *constants).any()
+    assert torch.autograd.gradcheck(lambda x, *cores: ring_delta(x, cores, *constants), (x, *cores))

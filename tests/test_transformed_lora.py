@@ -29,12 +29,18 @@ def adapter(out_features: int, in_features: int, **options: Any) -> TransformedL
     return TransformedLoRA(torch.empty(out_features, in_features), TransformedLoRAConfig(rank=1, **options))
 
 
+def starts(made: TransformedLoRA) -> list[Tensor]:
+    """I ⊗ Q_d, (J_d, J_d, R, R), of each core."""
+    bonds = start_bonds(made.config.transform_rank, made.config.start)
+    return [torch.eye(size)[..., None, None] * bond for size, bond in zip(made.in_modes, bonds, strict=True)]
+
+
 @torch.no_grad()
 def set_cores(made: TransformedLoRA, *cores: Tensor) -> None:
     """Make `cores` (J, J, R, R) the last cores of T; those before them pass the bond through."""
     ring = made.config.transform_rank
     whole = [torch.eye(ring)[None, None]] * (3 - len(cores)) + [core.to(torch.get_default_dtype()) for core in cores]
-    for value, core, start in zip(made.E, whole, (made.start_1, made.start_2, made.start_3), strict=True):
+    for value, core, start in zip(made.E, whole, starts(made), strict=True):
         value.copy_(core - start)
 
 
@@ -45,8 +51,7 @@ def transform(made: TransformedLoRA) -> Tensor:
 
 def from_definition(made: TransformedLoRA) -> Tensor:
     """T, entry by entry: tr(C_1[i_1, j_1] C_2[i_2, j_2] C_3[i_3, j_3])."""
-    starts = (made.start_1, made.start_2, made.start_3)
-    cores = [(value + start).detach() for value, start in zip(made.E, starts, strict=True)]
+    cores = [(value + start).detach() for value, start in zip(made.E, starts(made), strict=True)]
     digits = list(itertools.product(*(range(size) for size in made.in_modes)))
     rows = []
     for i in digits:

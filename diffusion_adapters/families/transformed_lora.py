@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import FAMILIES, Adapter, AdapterConfig, check_rank
+from ..linalg import ring_bonds, ring_delta
 from ..options import option
 
 
@@ -51,9 +52,9 @@ class TransformedLoRA(Adapter):
         self.in_modes, self.out_modes = modes(self.in_features), modes(self.out_features)
         self.E = nn.ParameterList(torch.zeros(n, n, ring, ring) for n in self.in_modes if ring)
         bonds = start_bonds(ring, config.start)
-        self.P = nn.Buffer(bonds[0] @ bonds[1], persistent=False)
-        starts = (torch.eye(n)[..., None, None] * bond for n, bond in zip(self.in_modes, bonds, strict=True))
-        self.start_1, self.start_2, self.start_3 = (nn.Buffer(start, persistent=False) for start in starts)
+        starts = (torch.eye(n)[..., None, None] * bond for n, bond in zip(self.in_modes[:2], bonds[:2], strict=True))
+        self.start_1, self.start_2 = (nn.Buffer(start, persistent=False) for start in starts)
+        self.bonds = nn.Buffer(ring_bonds(bonds), persistent=False)
         if config.residual == "lora":
             self.A = nn.Parameter(nn.init.kaiming_normal_(torch.empty(rank, self.in_features), a=math.sqrt(5)))
             self.B = nn.Parameter(torch.zeros(self.out_features, rank))
@@ -70,23 +71,10 @@ class TransformedLoRA(Adapter):
         return up.flatten(1), self.scaling, down.transpose(1, 2).flatten(1).t()  # the trace swaps the bonds
 
     def input_delta(self, x: Tensor, transposed: bool = False) -> Tensor:
-        """(T - I) x, or (T - I)ᵀ x, (..., in) -> (..., in).
-
-        The first two cores joined are L = I ⊗ P + D, the third is R = I ⊗ Q_3 + E_3: T = Σ_rs L_rs ⊗ R_sr, and
-        T - I = Σ_rs D_rs ⊗ R_sr + I ⊗ Σ_rs P_rs E_3,sr: the start is exactly 0 in any dtype, and a small E is not
-        rounded away. J_3 is the largest, so this cut costs least; one mode at a time multiplies less, and is slower.
-        """
-        e1, e2, e3 = self.E
-        first, second = torch.cat((e1, self.start_1), dim=3), torch.cat((e2 + self.start_2, e2), dim=2)
-        d = torch.einsum("ijrs,klst->ikjlrt", first, second).flatten(0, 1).flatten(1, 2)
-        shift, right = (e3 * self.P.t()).sum((2, 3)), e3 + self.start_3
-        if transposed:
-            d, shift, right = d.transpose(0, 1), shift.t(), right.transpose(0, 1)
-        rows, right = x.reshape(-1, len(e3)), right.permute(3, 2, 0, 1).flatten(0, 2)
-        added = rows @ shift.t().to(x)
-        inner = rows + added if self.config.transform_rank == 1 else rows @ right.t().to(x)
-        outer = inner.view(-1, d[0].numel(), len(e3)).transpose(1, 2) @ d.flatten(1).t().to(x)
-        return (added.view(-1, len(d), len(e3)) + outer.transpose(1, 2)).reshape(x.shape)
+        """(T - I) x, or (T - I)ᵀ x, (..., in) -> (..., in)."""
+        cores = [core.transpose(0, 1) for core in self.E] if transposed else list(self.E)
+        rows = x.reshape(-1, x.shape[-1])
+        return ring_delta(rows, cores, (self.start_1, self.start_2), self.bonds).view(x.shape)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         delta = super().delta_weight(weight)

@@ -79,6 +79,16 @@ def test_the_denoiser_is_told_what_the_stock_pipeline_tells_it(loaded, monkeypat
         assert_same(ours[0], stock, f"{name} at {timestep}")
 
 
+def test_pictures_are_encoded_as_the_vae_does(loaded):
+    vae, pictures = loaded.base.pipeline.vae, torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    with torch.no_grad():
+        encoded = vae.encode(pictures[:, :, None] if "temperal_downsample" in vae.config else pictures)
+    expected = encoded.latent if "latent" in encoded else encoded.latent_dist.parameters
+    found = loaded.base.encode_image(pictures)
+    assert found.ndim == 4
+    torch.testing.assert_close(found, expected.reshape(found.shape))
+
+
 def test_a_sample_is_the_same_in_any_batch(loaded):
     base = loaded.base
     batch = a_batch(base)

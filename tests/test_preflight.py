@@ -129,7 +129,7 @@ def test_stable_diffusion_is_foreseen_without_its_weights(large, place, capsys, 
     assert 0.2 * 2**30 < needed.step < 0.7 * 2**30
     monkeypatch.setattr(dreambooth, "load_base", lambda *_: pytest.fail("the base was loaded"))
     monkeypatch.setattr(memory, "estimate", lambda *_: dataclasses.replace(needed, base=2 * needed.base))
-    monkeypatch.setattr(memory, "free", lambda *_: 4 * 2**30)
+    monkeypatch.setattr(preflight, "free", lambda *_: 4 * 2**30)
     said = one_line(capsys, *argv, "--train_batch_size", "2")
     assert said.startswith("memory: 4.3 GiB (base 4.0 GiB, adapter 3 MiB, optimizer 6 MiB, step ")
     assert "needed, 4.0 GiB free on cpu; keep the denoiser in few bits by --quantization; use --gradient_check" in said
@@ -154,7 +154,7 @@ def test_a_small_base_needs_no_closer_look_and_a_strange_one_is_trained_all_the_
         raise RuntimeError("a step that depends\non numbers")
 
     monkeypatch.setattr(memory, "estimate", strange)
-    monkeypatch.setattr(memory, "free", lambda *_: 2**20)
+    monkeypatch.setattr(preflight, "free", lambda *_: 2**20)
     assert dreambooth.main([*run, "--output_dir", "other"]) == 0
     assert "1 MiB free on cpu; a step could not be foreseen (a step that depends on numbers)" in capsys.readouterr().out
 
@@ -180,8 +180,8 @@ def test_flags_that_contradict_each_other_are_refused(base, place, capsys, monke
 
 
 def test_free_memory_is_the_least_of_machine_and_container(monkeypatch):
-    whole = memory.free(CPU)
-    assert 0 < memory.free(CPU, 2) <= whole
-    monkeypatch.setattr(memory, "_number", lambda path: {"memory.max": 100, "memory.current": 40}[path.name])
-    assert (memory.free(CPU), memory.free(CPU, 2)) == (60, 30)
+    whole = preflight.free(CPU)
+    assert 0 < preflight.free(CPU, 2) <= whole
+    monkeypatch.setattr(preflight, "_number", lambda path: {"memory.max": 100, "memory.current": 40}[path.name])
+    assert (preflight.free(CPU), preflight.free(CPU, 2)) == (60, 30)
     assert (memory.show(3 * 2**20), memory.show(1.5 * 2**30)) == ("3 MiB", "1.5 GiB")

@@ -33,6 +33,7 @@ from train.engine import Trainer
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper, attach
 from train.objective import LossOptions, Objective
+from train.pilot import PilotOptions
 from train.processes import make_accelerator, sharded
 from train.progress import Interrupt, explain, follow, show_log
 from train.settings import TrainOptions, settle
@@ -42,12 +43,11 @@ from train.watch import Watch
 LOG = logging.getLogger("train")
 BOUND = (AdapterOptions, BaseOptions, DataOptions, LossOptions, TrainOptions)
 """Options with which a run goes on as it began."""
+WATCHED = (PilotOptions, TrackerOptions, hub.HubOptions, preflight.PreflightOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamBoothOptions(
-    *BOUND, CheckpointOptions, results.ResultOptions, TrackerOptions, hub.HubOptions, preflight.PreflightOptions
-):
+class DreamBoothOptions(*BOUND, CheckpointOptions, results.ResultOptions, *WATCHED):
     """Everything that this script can be told, but the options of the family."""
 
 
@@ -71,7 +71,7 @@ def run(
     config = preflight.check(accelerator, config, info, folder, lambda blank: attach(blank, "blank", config, adapter))
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    with Watch(accelerator, config, adapter, name, len(folder)) as watch:
+    with Watch(accelerator, config, adapter, name, folder) as watch:
         generate_missing(accelerator, config, info, stop)
         base = load_base(info, config, accelerator.device, dtype)
         dataset = build_dataset(accelerator, base, config, folder)
@@ -80,12 +80,12 @@ def run(
         trained = sum(parameter.numel() for parameter in trainer.parameters)
         finished = results.Finished(base, info.source, config, adapter, name, folder, watch.records, trained)
         keep = keeper.follow(trainer, finished.save)
-        watch.begin(base, trainer.inference)
-        watch.records += trainer.history
+        watch.begin(finished, trainer)
         for record in trainer.train(lambda: stop() or watch.stop, keep):
             yield watch(record)
     main_process = accelerator.is_main_process
     with trainer.inference():
+        finished = watch.settle()
         if main_process:
             results.write(finished)
         elif sharded(accelerator):

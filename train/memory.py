@@ -11,7 +11,6 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -206,21 +205,3 @@ def _saved(denoiser: nn.Module, quantization: str | None) -> int:
 def show(size: float) -> str:
     """Bytes for people."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def free(device: torch.device, processes: int = 1) -> int:
-    """Bytes that are free on the device; of the RAM, the share of one of `processes`."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    available = psutil.virtual_memory().available
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return (available if limit is None or used is None else min(available, limit - used)) // processes
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no such group, or no limit: "max"
-        return None

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffusion_adapters.options import Options, option
-from train import hub, memory, output, trackers
+from train import hub, memory, output, pilot, trackers
 from train.bases import BaseInfo
 from train.data import Folder
 from train.objective import Objective
@@ -43,6 +44,7 @@ def contradictions(config: Any) -> None:
         raise ValueError("--hub_token does nothing without --push_to_hub; add that or leave the token out")
     if config.validation_steps and config.validation_epochs:
         raise ValueError("--validation_steps and --validation_epochs both say when to look; give one of them")
+    pilot.check(config)
 
 
 def check(accelerator: Accelerator, config: C, info: BaseInfo, folder: Folder, attach: Callable[[nn.Module], Any]) -> C:
@@ -86,23 +88,23 @@ def check_memory(
     `numbers`: of the denoiser. A small one is known to fit without a closer look.
     """
     device, dtype = accelerator.device, _dtype(accelerator)
-    free = memory.free(device, accelerator.num_processes if device.type == "cpu" else 1)
+    room = free(device, accelerator.num_processes if device.type == "cpu" else 1)
     size = max(folder.buckets, key=lambda size: size[0] * size[1])
     weights = numbers * dtype.itemsize
     pictures = config.train_batch_size * (2 if config.with_prior_preservation else 1) * max(1, _area(size, info.side))
-    if PLENTY * weights * pictures < free:
-        LOG.info(f"Memory: {memory.show(free)} free on {device}, {memory.show(weights)} for the denoiser")
+    if PLENTY * weights * pictures < room:
+        LOG.info(f"Memory: {memory.show(room)} free on {device}, {memory.show(weights)} for the denoiser")
         return
     try:
         needed = memory.estimate(info, config, attach, Objective.of(config), device, dtype, size)
     except Exception as error:  # a pipeline whose steps depend on numbers: no reason not to train
         said = " ".join(str(error).split())[:200]
-        LOG.info(f"Memory: {memory.show(free)} free on {device}; a step could not be foreseen ({said})")
+        LOG.info(f"Memory: {memory.show(room)} free on {device}; a step could not be foreseen ({said})")
         return
-    line = f"Memory: {needed} needed, {memory.show(free)} free on {device}"
-    if needed.total > free and not config.skip_preflight:
+    line = f"Memory: {needed} needed, {memory.show(room)} free on {device}"
+    if needed.total > room and not config.skip_preflight:
         raise ValueError(f"{line[0].lower()}{line[1:]}; {'; '.join(remedies(config, needed))}")
-    LOG.info(line if needed.total < 0.9 * free else f"{line}: it will be tight")
+    LOG.info(line if needed.total < 0.9 * room else f"{line}: it will be tight")
 
 
 def remedies(config: Any, needed: memory.Estimate) -> Iterator[str]:
@@ -131,3 +133,21 @@ def _size(denoiser: nn.Module) -> int:
 
 def _area(size: tuple[int, int], side: int) -> float:
     return size[0] * size[1] / side**2
+
+
+def free(device: torch.device, processes: int = 1) -> int:
+    """Bytes that are free on the device; of the RAM, the share of one of `processes`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    available = psutil.virtual_memory().available
+    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    return (available if limit is None or used is None else min(available, limit - used)) // processes
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such group, or no limit: "max"
+        return None

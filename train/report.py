@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 MARGIN, GAP, LINE = 16, 6, 24
@@ -98,3 +100,54 @@ def loss_plot(records: Sequence[Mapping[str, float]], path: Path) -> None:
     handles = [handle for ax in (axes, rates) for handle in ax.get_lines()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, format="png", dpi=110)
+
+
+def picture_path(folder: Path, step: int) -> Path:
+    """Where the pictures of a look are kept: rows of prompts and weights, columns of seeds."""
+    return folder / "validation" / f"step-{step:06d}.png"
+
+
+def pilot_sheet(
+    rows: Sequence[Mapping[str, Any]], pick: int, metrics: Sequence[str], pictures: Mapping[int, Path]
+) -> Image.Image:
+    """Scores over steps with the pick marked, and below the pictures of each look (the first of `rows` is the base)."""
+    plot = _scores(rows, pick, metrics)
+    strips = {step: Image.open(path).convert("RGB") for step, path in pictures.items() if path.is_file()}
+    strips = {step: _flat(image, plot.width - 2 * MARGIN) for step, image in strips.items()}
+    height = plot.height + MARGIN + sum(LINE + image.height + GAP for image in strips.values())
+    sheet = Image.new("RGB", (plot.width, height), PAPER)
+    sheet.paste(plot, (0, 0))
+    pen, y = ImageDraw.Draw(sheet), plot.height
+    for row in rows:
+        if row["step"] in strips:
+            said = "  ".join(f"{name.replace('_', ' ')} {row[name]:.3f}" for name in metrics)
+            mark = "   <- picked" if row["step"] == pick else ""
+            pen.text((MARGIN, y), f"step {row['step']}:  {said}{mark}", INK if mark else FAINT, font(14))
+            sheet.paste(strips[row["step"]], (MARGIN, y + LINE))
+            y += LINE + strips[row["step"]].height + GAP
+    return sheet
+
+
+def _flat(image: Image.Image, width: int) -> Image.Image:
+    """At most `width` wide and 200 high."""
+    scale = min(width / image.width, 200 / image.height)
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))), how)
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], pick: int, metrics: Sequence[str]) -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(1, len(metrics))
+    for name, one in zip(metrics, axes, strict=True):
+        one.plot([row["step"] for row in rows], [row[name] for row in rows], ".-", color="tab:blue")
+        one.plot(pick, next(row[name] for row in rows if row["step"] == pick), "o", color="tab:orange", markersize=9)
+        one.axhline(rows[0][name], color="0.75", linewidth=1)
+        one.set(title=name.replace("_", " "), xlabel="optimizer step")
+        one.grid(alpha=0.3)
+    figure.suptitle(f"orange: the pick, step {pick}; grey: the base", fontsize=9)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

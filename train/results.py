@@ -55,6 +55,8 @@ class Finished:
     folder: Folder
     records: Sequence[Mapping[str, float]]
     trained: int
+    picked: int | None = None
+    """The step whose adapter it is, if not the last."""
 
     @property
     def loss(self) -> float:
@@ -66,7 +68,11 @@ class Finished:
         """Write the adapter's file, with what is known of its training."""
         config = self.config
         facts = {name: getattr(config, name) for name in ("learning_rate", "train_batch_size", "resolution", "seed")}
-        facts |= {"steps": len(self.records), "pictures": len(self.folder.examples), "loss": round(self.loss, 6)}
+        facts |= {
+            "steps": self.picked or len(self.records),
+            "pictures": len(self.folder.examples),
+            "loss": round(self.loss, 6),
+        }
         return save_adapter(self.base.pipeline, self.name, path, trigger=config.instance_prompt, training=facts)
 
 
@@ -107,7 +113,7 @@ def write(run: Finished) -> Path:
     for i, images in enumerate(after):
         output.write(folder / f"image_{i}.png", lambda path, image=images[0]: image.save(path, "PNG"))
     shown = [example.images[0] for example in run.folder.examples[:16]]  # each is opened anew
-    title = f"{config.adapter}, {len(run.records)} steps: {config.instance_prompt}"
+    title = f"{config.adapter}, {run.picked or len(run.records)} steps: {config.instance_prompt}"
     sheet = report.grid(shown, list(zip(prompts, before, after, strict=True)), title)
     output.write(folder / "grid.png", lambda path: sheet.save(path, "PNG"))
     output.write(folder / "README.md", lambda path: path.write_text(_card(run, prompts), "utf-8"))
@@ -150,7 +156,7 @@ def _card(run: Finished, prompts: Sequence[str]) -> str:
         "config": folder / "config.toml",
         "prompt": config.instance_prompt,
         "count": len(run.folder.examples),
-        "steps": len(run.records),
+        "steps": run.picked or len(run.records),
         "trained": run.trained,
         "rate": config.learning_rate,
         "seed": config.seed,

@@ -65,15 +65,14 @@ def texts(folder):
 
 def test_a_run_is_uploaded_and_the_token_is_in_nothing(base, place, capsys, online):  # noqa: F811
     more = ("--push_to_hub", "--hub_token", TOKEN, "--hub_model_id", "team/cat", "--hub_private_repo")
-    Path("dreambooth-lora/checkpoint-1").mkdir(parents=True)
-    Path("dreambooth-lora/checkpoint-1/optimizer.bin").write_text("x")
-    tracked = ("--report_to", "tensorboard")
+    tracked = ("--report_to", "tensorboard", "--checkpointing_steps", "1")
     assert dreambooth.main(arguments(base, "--adapter", "lora", *more, *tracked)) == 0
     said = capsys.readouterr()
     assert "Uploaded to https://huggingface.co/team/cat" in said.out
     assert [name for name, _, _ in Stub.calls] == ["upload_folder"]  # of the second api; the first asked before
     assert {"adapter.safetensors", "README.md", "image_0.png", "config.toml"} <= Stub.uploaded
     assert not [name for name in Stub.uploaded if name.startswith(("checkpoint", "logs"))]
+    assert Path("dreambooth-lora/checkpoint-1").is_dir()
     assert any(place.rglob("events.out.tfevents*"))
     card = Path("dreambooth-lora/README.md").read_text()
     assert 'hf_hub_download("team/cat", "adapter.safetensors")' in card

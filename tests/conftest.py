@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.update(
@@ -39,6 +42,14 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", local_connect)
     monkeypatch.setattr(socket, "getaddrinfo", local_resolve)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny stock pipeline by its name, written once; tests leave it as it is."""
+    from tests.pipelines import save
+
+    return functools.cache(lambda name: save(name, tmp_path_factory.mktemp("stock") / name))
 
 
 @pytest.fixture(autouse=True)

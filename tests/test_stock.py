@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from diffusion_adapters import add_adapter, delete_adapters, load_adapter, save_adapter
-from tests.pipelines import PIPELINES, SIDE, build, sample, save
+from tests.pipelines import PIPELINES, SIDE, build, sample
 from tests.stock import load, recorded, stock_calls
 from train.bases import BASES, Base
 from train.bases.latents import Noised
@@ -30,8 +30,8 @@ class Loaded:
 
 
 @pytest.fixture(scope="module", params=list(PIPELINES))
-def loaded(request, tmp_path_factory):
-    folder = save(request.param, tmp_path_factory.mktemp("stock") / request.param)
+def loaded(request, tiny_folder):
+    folder = tiny_folder(request.param)
     return Loaded(request.param, folder, load(folder))
 
 

@@ -17,7 +17,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from tests.pipelines import PIPELINES, SIDE, fit, length, save
+from tests.pipelines import PIPELINES, SIDE, fit, length
 from tests.stock import PACKED, UNGUIDED, load
 from train.bases import BaseOptions, draw
 from train.bases.flow import FlowBase, level_weights, levels
@@ -105,8 +105,8 @@ def sampled(base, name, noisy, timestep, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_perfect_predictor_has_no_loss_and_the_stock_pipeline_lands_on_the_picture(tmp_path, name, monkeypatch):
-    base = load(save(name, tmp_path))
+def test_a_perfect_predictor_has_no_loss_and_the_stock_pipeline_lands_on_the_picture(tiny_folder, name, monkeypatch):
+    base = load(tiny_folder(name))
     for spread in (0.0, 0.3, 0.8):
         torch.manual_seed(0)
         batch = a_batch(base, spread)
@@ -171,8 +171,8 @@ def test_noise_levels_and_weights_are_those_of_diffusers(scheme):
         {"use_dynamic_shifting": True, "shift_terminal": 0.02},
     ],
 )
-def test_noise_levels_are_shifted_as_the_scheduler_does_at_this_size(tmp_path, config):
-    base = load(save("flux", tmp_path))
+def test_noise_levels_are_shifted_as_the_scheduler_does_at_this_size(tiny_folder, config):
+    base = load(tiny_folder("flux"))
     base.levels = FlowMatchEulerDiscreteScheduler(**config).config
     spread = torch.arange(0, 1000, 50) / 1000
     batch = {"moments": torch.zeros(20, 8, 64, 32), "seeds": torch.arange(20), "spread": spread}

@@ -53,8 +53,9 @@ class DreamBoothOptions(*BOUND, CheckpointOptions, results.ResultOptions, *WATCH
 
 def resolve(config: DreamBoothOptions, info: BaseInfo) -> DreamBoothOptions:
     """The options with every default that depends on another choice filled in."""
-    folder = config.output_dir or Path(f"dreambooth-{config.adapter}")
-    return dataclasses.replace(with_trigger(config), resolution=config.resolution or info.side, output_dir=folder)
+    guidance = info.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    chosen = {"output_dir": config.output_dir or Path(f"dreambooth-{config.adapter}"), "guidance_scale": guidance}
+    return dataclasses.replace(with_trigger(config), resolution=config.resolution or info.side, **chosen)
 
 
 def run(

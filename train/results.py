@@ -40,7 +40,9 @@ class ResultOptions(Options):
         (1.0,), "weights of the adapter in the pictures made while training; 0 is the base"
     )
     num_inference_steps: int = option(25, "denoising steps of those pictures", ge=1)
-    guidance_scale: float = option(7.5, "how strongly those pictures follow their prompt", ge=0)
+    guidance_scale: float | None = option(
+        None, "how strongly those pictures follow their prompt (default: the pipeline's own)", ge=0
+    )
 
 
 @dataclass(frozen=True)

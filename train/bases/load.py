@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ class BaseInfo:
     multiple: int
     denoiser: Callable[[], nn.Module | None]
     """Makes the denoiser without its numbers, on the meta device; None if its class is not one of diffusers."""
+    guidance_scale: float
+    """What its pipeline samples with unless told otherwise."""
     absent: tuple[str, ...]
     """Components that the pipeline goes without."""
     vae: Callable[..., nn.Module] | None
@@ -72,7 +75,7 @@ def inspect_base(options: BaseOptions) -> BaseInfo:
     kind.check(options, configs)
     side, multiple = kind.native(configs)
     absent = tuple(name for name, entry in index.items() if isinstance(entry, (list, tuple)) and entry[0] is None)
-    return BaseInfo(source, kind, side, multiple, denoiser, absent, vae)
+    return BaseInfo(source, kind, side, multiple, denoiser, _guidance(name), absent, vae)
 
 
 def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Base:
@@ -93,6 +96,16 @@ def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype:
         raise ValueError(f"--pretrained_model_name_or_path {info.source}: cannot be loaded: {said}") from error
     pipeline.set_progress_bar_config(disable=True)
     return info.kind(pipeline.to(device), options)
+
+
+def _guidance(pipeline: str) -> float:
+    """The default of a pipeline's guidance: the one by the name of true_cfg_scale where the other is not set."""
+    import diffusers
+
+    kind = getattr(diffusers, pipeline, None)
+    parameters = inspect.signature(kind.__call__).parameters if kind else {}
+    defaults = [parameters[name].default for name in ("guidance_scale", "true_cfg_scale") if name in parameters]
+    return next((float(value) for value in defaults if isinstance(value, (int, float))), 1.0)
 
 
 def _vae(options: BaseOptions, configs: dict[str, Mapping[str, Any]]) -> str:

@@ -103,7 +103,8 @@ def generate_missing(accelerator: Accelerator, config: Any, info: BaseInfo, stop
     """Bring the class images up to `num_class_images`, each process its part, with a base of its own without adapters.
 
     Each picture has a number, which alone decides its noise, and is written whole: an interrupted run goes on where it
-    stopped, to the same pictures. Raises KeyboardInterrupt if `stop()` says so.
+    stopped, to the same pictures, but for rounding where they are drawn in other company. Raises KeyboardInterrupt if
+    `stop()` says so.
     """
     if not config.uses_images:
         return

@@ -15,6 +15,9 @@ from train.bases.flow import FlowBase
 from train.benchmarks.ops import ops
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = README.parent / "train" / "benchmarks" / "results"
+SHOWN = "creature-2"
+"""The held-out subject whose separation is shown."""
 
 
 def families_table() -> str:
@@ -55,7 +58,19 @@ def bases_table() -> str:
     return "\n".join(lines)
 
 
+def separation_table() -> str:
+    """What the ruler said of one held-out subject."""
+    return (RESULTS / "separation" / SHOWN / "scores.md").read_text("utf-8").split("\n\n")[0].strip()
+
+
+def quality_table() -> str:
+    """The comparison of families."""
+    return (RESULTS / "quality" / "quality.md").read_text("utf-8").strip()
+
+
 GENERATED = {
+    "separation": separation_table,
+    "quality": quality_table,
     "families": families_table,
     "bases": bases_table,
     "ops": ops_table,

@@ -14,6 +14,7 @@ from diffusion_adapters import FAMILIES
 from diffusion_adapters.__main__ import main as command_line
 from tests.readme import GENERATED, README, section
 from train.dreambooth import main as dreambooth
+from train.evaluate import main as evaluate
 
 ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
@@ -59,6 +60,13 @@ def test_shell_lines_run(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in lines:
         assert command_line(shlex.split(line)[3:]) == 0
     assert (clone / "image.png").exists()
+
+
+def test_the_ruler_runs_as_written(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    (line,) = [line for line in SHELL if line.startswith("python train/evaluate.py ")]
+    assert evaluate([*shlex.split(line)[2:], "--seeds", "1", "--num_inference_steps", "1"]) == 0
+    assert (clone / "evaluation" / "report.png").exists()
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

@@ -169,9 +169,8 @@ class Workshop:
 
     def score_again(self, result: Result, subject: Subject, key: str) -> Result:
         """A result with the scores that its kept pictures get from the encoders that there are now."""
-        ruler = self.ruler(subject)
-        with Image.open(self.work_dir / "pictures" / f"{key}.png") as image:
-            pictures = ruler.encode(from_sheet(image.convert("RGB"), ruler.suite))
+        pictures = self.kept(subject, key)
+        assert pictures is not None
         return result | self._scores(subject, pictures)
 
     def _scores(self, subject: Subject, pictures: Pictures) -> Result:
@@ -187,6 +186,14 @@ class Workshop:
             else:
                 save_adapter(self.base.denoiser, NAME, file)
             return file.stat().st_size
+
+    def kept(self, subject: Subject, key: str) -> Pictures | None:
+        """The pictures that an earlier run drew under `key`, if they are there."""
+        path = self.work_dir / "pictures" / f"{key}.png"
+        if not path.is_file():
+            return None
+        with Image.open(path) as image:
+            return self.ruler(subject).encode(from_sheet(image.convert("RGB"), self.ruler(subject).suite))
 
     def _keep(self, pictures: Pictures, key: str) -> None:
         folder = self.work_dir / "pictures"

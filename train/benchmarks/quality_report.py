@@ -34,22 +34,28 @@ def intervals(results: Sequence[Sequence[Result]]) -> dict[str, Interval]:
     return {name: bootstrap(stacked(results, name)) for name in METRICS if name in results[0][0]["scores"]}
 
 
+def merit_values(results: Sequence[Sequence[Result]], bases: Sequence[Result]) -> Values:
+    """(subjects, trainings)."""
+    return np.array([[merit(one, base) for one in row] for row, base in zip(results, bases, strict=True)])
+
+
 def merits(results: Sequence[Sequence[Result]], bases: Sequence[Result]) -> Interval:
     """Merit over subjects and trainings."""
-    return bootstrap(np.array([[merit(one, base) for one in row] for row, base in zip(results, bases, strict=True)]))
+    return bootstrap(merit_values(results, bases))
 
 
 def table(comparison: Comparison, curves: Curves, results: Results) -> str:
-    """Markdown: a row per method, the base first; bold where no other method's interval lies wholly above."""
+    """Markdown: a row per method, the base first."""
     bases = [comparison.base(subject) for subject in comparison.subjects]
     rows = {"base": intervals([[base] for base in bases])}
     rows |= {label: intervals(own) for label, own in results.items()}
     shown = [name for name in METRICS if name in next(iter(rows.values())) or name in list(rows.values())[-1]]
-    head = ["method", "trained", "file KiB", "learning rate", "good rates", "CPU s", "merit"]
+    first = next(iter(results))
+    head = ["method", "trained", "file KiB", "learning rate", "good rates", "CPU s", "merit", f"merit beside {first}"]
     head += [f"{name.replace('_', ' ')} {METRICS[name][0]}" for name in shown]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for label, row in rows.items():
-        cells = [label, "0", "", "", "", "", ""]
+        cells = [label, "0", "", "", "", "", "", ""]
         if label in results:
             flat = [one for per_subject in results[label] for one in per_subject]
             curve = curves[label]
@@ -58,12 +64,17 @@ def table(comparison: Comparison, curves: Curves, results: Results) -> str:
             seconds = np.mean([one["cpu_seconds"] for one in flat])
             cells = [label, f"{flat[0]['trained']:,}", f"{flat[0]['bytes'] / 1024:.0f}", f"{best:.2g}"]
             cells += [f"{good} of {len(curve)}", f"{seconds:.0f}", str(merits(results[label], bases))]
+            beside = merit_values(results[label], bases) - merit_values(results[first], bases)
+            cells.append(str(bootstrap(beside)) if label != first else "")
         cells += [str(row[name]) if name in row else "" for name in shown]
         lines.append(f"| {' | '.join(cells)} |")
     ceiling = np.mean([base["ceiling"] for base in bases])
     steps, count = comparison.workshop.options.max_train_steps, len(comparison.subjects)
     over = f"{count} subjects × {comparison.options.train_seeds} trainings × prompts × seeds; {steps} steps each"
     lines += ["", f"Means and 95 % bootstrap intervals over {over}. The real pictures among themselves: {ceiling:.3f}."]
+    lines[-1] += (
+        f" Beside {first}: the difference on the same subject, paired; it counts where its interval leaves out 0."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -75,7 +86,7 @@ def plot(curves: Curves, results: Results, bases: Sequence[Result], path: Path) 
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    prompt = "prompt_accuracy" if "prompt_accuracy" in next(iter(results.values()))[0][0]["scores"] else "diversity"
+    prompt = "prompt_fidelity" if "prompt_fidelity" in next(iter(results.values()))[0][0]["scores"] else "diversity"
     for i, (label, own) in enumerate(results.items()):
         colour = f"C{i}"
         rates = sorted(curves[label])

@@ -1,6 +1,6 @@
 """Does the ruler tell apart what it should? Base, under-trained, good, over-fitted and wrong subject, on held-out ones.
 
-An under-trained adapter saw a tenth of the steps; an over-fitted one is a full fine-tuning at four times its rate for
+An under-trained adapter saw a sixth of the steps; an over-fitted one is a full fine-tuning at four times its rate for
 twice the steps; the wrong subject is the good adapter of the next one. Two candidates are apart if the 95 % intervals
 of some metric do not overlap; drift and class leak do not count beside the base, whose own are 0 by definition.
 Pictures that were drawn before are measured again, not drawn again.
@@ -52,7 +52,7 @@ def measure(options: SeparationOptions) -> tuple[Workshop, BySubject[Scores], By
     for subject in subjects:
         made = {BASE: workshop.base_pictures(subject)}
         for label, (how, own_rate, steps) in {
-            "under-trained": (method, rate, options.steps // 10),
+            "under-trained": (method, rate, options.steps // 6),
             "good": (method, rate, options.steps),
             "over-fitted": (full, 4 * full.learning_rate, 2 * options.steps),
         }.items():

@@ -33,7 +33,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))  # no -0.000
+        return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
     def apart(self, other: Interval) -> bool:
         """Whether the two intervals do not overlap."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .attach import adapter_sets, check_names
-from .file import version, write_safetensors
+from .file import describe_base, version, write_safetensors
+from .labels import labels
 from .linalg import dense_weight, truncated_svd
 
 
@@ -70,12 +71,13 @@ def export_lora(
         ratios[worst],
         worst,
     )
-    family = next(s.infos[name].family for s in sets.values() if name in s.infos)
+    holder = next(s for s in sets.values() if name in s.infos)
     metadata = {
         "format": "pt",
         "exported_by": f"diffusion-adapters {version()}",
-        "exported_from": family,
+        "exported_from": holder.infos[name].family,
         "relative_error": f"{report.relative_error:.3e}",
+        **labels(holder.infos[name], describe_base(holder.denoiser), name, report.rank),
     }
     write_safetensors(tensors, metadata, path)
     return report

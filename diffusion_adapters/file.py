@@ -8,7 +8,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .adapter import FAMILIES, AdapterInfo
 from .adapter_set import AdapterSet
+from .labels import architecture, hashes, labels
 
 FORMAT = "diffusion-adapters"
 FORMAT_VERSION = 1
@@ -51,7 +51,9 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as stream:
-            stream.write(safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, dict(metadata)))
+            tensors = {key: value.contiguous() for key, value in tensors.items()}
+            known = hashes(safetensors.torch.save(tensors)) if "modelspec.title" in metadata else {}
+            stream.write(safetensors.torch.save(tensors, {**metadata, **known}))
             stream.flush()
             os.fsync(stream.fileno())
         mask = os.umask(0)
@@ -136,17 +138,7 @@ def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str) -> dict[str,
         "trigger": info.trigger,
         "training": dict(info.training),
     }
-    base = next(iter(bases.values()))
-    spec = {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{base['class']}/{info.family}",
-        "modelspec.implementation": "diffusion-adapters",
-        "modelspec.title": name,
-        "modelspec.resolution": str(info.training.get("resolution", "unknown")),
-        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-    if info.trigger:
-        spec["modelspec.trigger_phrase"] = info.trigger
+    spec = labels(info, next(iter(bases.values())), name)
     return {"format": "pt", FORMAT: json.dumps(document), **spec}
 
 
@@ -191,4 +183,5 @@ def describe_base(denoiser: nn.Module) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest()[:16]
     place = Path(str(config.get("_name_or_path", "")) if hasattr(config, "get") else "")
     name = place.parent.name if place.name in ("unet", "transformer", "transformer_2", "prior") else place.name
-    return {"name": name, "class": type(denoiser).__name__, "fingerprint": digest}
+    found = {"name": name, "class": type(denoiser).__name__, "fingerprint": digest}
+    return {**found, "architecture": architecture(denoiser)}

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -121,10 +122,15 @@ def _plain(value: Any) -> Any:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default unless it is None."""
+    """Shows the default in use, in place of one that the help describes; None and False go without saying."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        if action.default is None or action.default is False or action.help is None:
+            return action.help
+        said = re.sub(r" \(default: .*\)$", "", action.help)
+        many = isinstance(action.default, (list, tuple))
+        shown = "; ".join(map(str, action.default)).replace("%", "%%") if many else "%(default)s"
+        return said if action.default is argparse.SUPPRESS else f"{said} (default: {shown})"
 
 
 def argument_parser(description: str | None, **kwargs: Any) -> argparse.ArgumentParser:

@@ -101,7 +101,7 @@ LAYERS = [
     ("registry",),
     ("options",),
     ("adapter", "linalg"),
-    ("plan", "families"),
+    ("plan", "families", "labels"),
     ("site",),
     ("processor",),
     ("adapter_set", "build"),

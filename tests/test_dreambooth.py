@@ -22,6 +22,7 @@ from train.flags import parse
 
 WRITTEN = {
     "adapter.safetensors",
+    "pytorch_lora_weights.safetensors",
     "config.toml",
     "loss.png",
     "grid.png",
@@ -193,7 +194,11 @@ def test_a_full_disk_leaves_no_half_written_file(base, place, capsys, monkeypatc
     monkeypatch.setattr(results.report, "loss_plot", lambda records, path: (real(records, path), full()))
     said = one_line(capsys, *arguments(base, "--adapter", "lora", "--output_dir", "out"))
     assert "could not write out/loss.png: No space left on device" in said
-    assert {path.name for path in (place / "out").iterdir()} == {"adapter.safetensors", "config.toml"}
+    assert {path.name for path in (place / "out").iterdir()} == {
+        "adapter.safetensors",
+        "pytorch_lora_weights.safetensors",
+        "config.toml",
+    }
 
 
 def test_one_good_picture_among_bad_ones_is_enough(base, place, capsys):

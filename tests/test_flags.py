@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 
@@ -82,9 +83,9 @@ def test_help_shows_the_flags_of_the_chosen_family_alone(capsys):
         assert caught.value.code == 0
         text = capsys.readouterr().out
         assert f"options of --adapter {family}" in text
-        assert all(f"--{name} " in text for name in own[family])
+        assert all(re.search(rf"^  --{name}\b", text, re.M) for name in own[family])
         others = set().union(*own.values()) - own[family]
-        assert not [name for name in others if f"--{name} " in text]
+        assert not [name for name in others if re.search(rf"^  --{name}\b", text, re.M)]
 
 
 def test_aliases_are_resolved():

@@ -49,11 +49,22 @@ With the library diffusion-adapters installed:
 {usage}```
 
 or, from a shell, `{command}`.
-
+{plain}
 ## License
 
 The adapter inherits the licence of its base; the pictures that it was trained on belong to whoever made them.
 """
+
+
+PLAIN = """
+It is low rank as it is, so `pytorch_lora_weights.safetensors` holds the same as a plain LoRA, for stock diffusers and
+programs that read its files: `pipe.load_lora_weights({source})`.
+"""
+
+
+def plain(source: str) -> str:
+    """What the card says of the plain LoRA file; `source` is its folder or repository."""
+    return PLAIN.format(source=json.dumps(source, ensure_ascii=False))
 
 
 def usage(*, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None) -> str:

@@ -43,7 +43,9 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     family = FAMILIES.canonical(chosen["adapter"])
     layers = [(known_good(chosen[BASE_FLAG]), None), (values, early.get("config"))]
 
-    parser = _quiet(argument_parser(description))
+    parser = _quiet(
+        argument_parser(description, usage="%(prog)s [--adapter FAMILY] [--config FILE] [--OPTION VALUE ...]")
+    )
     parser.add_argument("--config", type=Path, metavar="PATH", help="TOML file with the same names; flags override it")
     for group in script.__bases__:
         add_arguments(parser, group, getattr(group, "title", None))

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from diffusion_adapters import save_adapter, set_adapters
+from diffusion_adapters import export_lora, save_adapter, set_adapters
 from diffusion_adapters.adapter import AdapterConfig
+from diffusion_adapters.attach import adapter_sets
 from diffusion_adapters.options import Options, option
 from train import card, output, report
 from train.bases import Base, sample
@@ -20,6 +21,7 @@ from train.data import Folder
 from train.flags import to_toml
 
 LOG = logging.getLogger("train")
+LORA_FILE = "pytorch_lora_weights.safetensors"
 ELSEWHERE = ("under water", "in a desert", "in a studio")
 """Where the subject is put to see whether the adapter knows it apart from its pictures."""
 
@@ -97,6 +99,15 @@ def shown_prompts(run: Finished) -> list[str]:
     return validation_prompts(run.config) if run.config.num_validation_images else []
 
 
+def save_plain(run: Finished) -> bool:
+    """Write the adapter as the plain LoRA that stock `pipe.load_lora_weights(folder)` finds, if it is one exactly."""
+    adapters = [adapter for own in adapter_sets(run.base.pipeline).values() for adapter in own.of(run.name).values()]
+    if any(a.low_rank() is None or a.transforms_input or a.adds_output for a in adapters):
+        return False
+    export_lora(run.base.pipeline, run.name, run.config.output_dir / LORA_FILE)
+    return True
+
+
 def assist(run: Finished) -> None:
     """Take part in what `write` does on the main process, where a forward needs every process."""
     pictures(run, shown_prompts(run))
@@ -106,6 +117,7 @@ def write(run: Finished) -> Path:
     """Write everything; returns the adapter's file. Raises OSError, each file being whole or absent."""
     config, folder = run.config, run.config.output_dir
     file = run.save(folder / "adapter.safetensors")
+    plain = save_plain(run)
     save_config(config, run.adapter)
     output.write(folder / "loss.png", lambda path: report.loss_plot(run.records, path))
     prompts = shown_prompts(run)
@@ -118,7 +130,7 @@ def write(run: Finished) -> Path:
     title = f"{config.adapter}, {run.picked or len(run.records)} steps: {config.instance_prompt}"
     sheet = report.grid(shown, list(zip(prompts, before, after, strict=True)), title)
     output.write(folder / "grid.png", lambda path: sheet.save(path, "PNG"))
-    output.write(folder / "README.md", lambda path: path.write_text(_card(run, prompts), "utf-8"))
+    output.write(folder / "README.md", lambda path: path.write_text(_card(run, prompts, plain), "utf-8"))
     return file
 
 
@@ -143,7 +155,7 @@ def _settings(run: Finished, file: str) -> dict[str, Any]:
     return {"base": run.source, "file": file, "prompt": prompt, "steps": steps, "guidance": guidance}
 
 
-def _card(run: Finished, prompts: Sequence[str]) -> str:
+def _card(run: Finished, prompts: Sequence[str], plain: bool) -> str:
     config = run.config
     folder = config.output_dir
     model = config.pretrained_model_name_or_path
@@ -163,6 +175,7 @@ def _card(run: Finished, prompts: Sequence[str]) -> str:
         "rate": config.learning_rate,
         "seed": config.seed,
         "loss": run.loss,
+        "plain": card.plain(repository or str(folder if not folder.is_absolute() else ".")) if plain else "",
         "usage": card.usage(**settings),
         "command": card.command(**settings),
     }

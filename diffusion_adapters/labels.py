@@ -47,7 +47,8 @@ def labels(info: AdapterInfo, base: Mapping[str, Any], name: str, lora_rank: int
     rank, alpha = config.get("rank", 1), config.get("alpha", 1.0)
     kind, module = info.family, f"diffusion_adapters.{info.family}"
     if lora_rank is not None:
-        kind, module, rank, alpha = "lora", "networks.lora", lora_rank, float(lora_rank)
+        module, rank, alpha = "networks.lora", lora_rank, float(lora_rank)  # kohya's module of plain LoRA
+        kind = module.rpartition(".")[2]
     found: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{spec}/{kind}",

@@ -60,7 +60,8 @@ def real_step(argv, dtype=torch.float32):
 
 def kept_bytes(forward):
     """Bytes that autograd saves for the backward, each storage once, without those that were there before."""
-    before = {t.untyped_storage()._cdata for t in gc.get_objects() if isinstance(t, torch.Tensor) and not t.is_meta}
+    alive = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and not t.is_meta]
+    before = {t.untyped_storage()._cdata for t in alive}  # held, so that no new storage takes the place of one
     saved = {}
 
     def pack(value):

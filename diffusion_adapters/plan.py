@@ -6,8 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .adapter import Adapter
+
+
+class _Steps:
+    """Steps of all optimizers so far: fused ones write to parameters past the versions that autograd counts."""
+
+    taken = 0
+
+    def __call__(self, *_: Any) -> None:
+        _Steps.taken += 1
+
+
+register_optimizer_step_post_hook(_Steps())
 
 
 class Plan:
@@ -16,7 +29,8 @@ class Plan:
     y = linear(x + Σ w D(x)) + x (Σ w B A)ᵀ + Σ w forward(x)
 
     All low-rank adapters are concatenated to one pair of factors: two matrix products however many they are. While no
-    gradient is asked for, the pair is kept, and made again when one of its values was changed in place.
+    gradient is asked for, the pair is kept, and made again when one of its values was changed in place, or an optimizer
+    has taken a step.
     """
 
     def __init__(self, members: list[tuple[Adapter, float]]) -> None:
@@ -106,7 +120,7 @@ class Plan:
         forced = like is None
         like = like if like is not None else self._values[0] if kept is None else kept[0]
         fits = kept is not None and kept[0].dtype == like.dtype and kept[0].device == like.device
-        seen = tuple(value._version for value in self._values)
+        seen = (_Steps.taken, *(value._version for value in self._values))
         if fits and seen == self._seen and not forced:
             return
         with torch.inference_mode(False), torch.no_grad():  # leaving inference mode turns gradients on

@@ -205,6 +205,19 @@ def test_a_written_weight_is_taken_up(model: nn.Module, base: Tensor, family: st
     assert distance(run(model, HOST), wanted, base) < TOLERANCE
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_of_an_optimizer_is_taken_up(model: nn.Module, base: Tensor, fused: bool) -> None:
+    """Fused ones write to parameters without a trace in their versions."""
+    adapter_set = two(model)
+    before = run(model, HOST)
+    for parameter in adapter_set.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(adapter_set.parameters(), lr=0.1, fused=fused).step()
+    wanted = run(merge(build(HOST), adapter_set), HOST)
+    assert distance(before, wanted, base) > TOLERANCE
+    assert distance(run(model, HOST), wanted, base) < TOLERANCE
+
+
 def test_a_pipeline_of_several_denoisers(tmp_path: Path) -> None:
     parts = {"transformer": build(HOST), "transformer_2": build(HOST, seed=3)}
     pipe = SimpleNamespace(components={**parts, "vae": nn.Linear(1, 1), "unet": None})

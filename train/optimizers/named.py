@@ -13,6 +13,11 @@ def adam(options: OptimizerOptions) -> dict[str, Any]:
     return {"betas": betas, "eps": options.adam_epsilon, "weight_decay": options.adam_weight_decay}
 
 
+def fused_adam(options: OptimizerOptions) -> dict[str, Any]:
+    """Adam's settings, and one launch for all parameters instead of ten for each."""
+    return adam(options) | {"fused": True}
+
+
 def prodigy(options: OptimizerOptions) -> dict[str, Any]:
     """Adam's settings and Prodigy's own."""
     own = ("beta3", "decouple", "use_bias_correction", "safeguard_warmup")
@@ -24,7 +29,7 @@ def decay(options: OptimizerOptions) -> dict[str, Any]:
     return {"weight_decay": options.adam_weight_decay}
 
 
-OPTIMIZERS.register("adamw")(Kind("torch.optim.AdamW", settings=adam))
+OPTIMIZERS.register("adamw")(Kind("torch.optim.AdamW", settings=fused_adam))
 OPTIMIZERS.register("adamw_8bit", "adamw8bit")(Kind("bitsandbytes.optim.AdamW8bit", "bitsandbytes", adam))
 OPTIMIZERS.register("prodigy")(Kind("prodigyopt.Prodigy", "prodigyopt", prodigy, learning_rate=1.0, one_rate=True))
 OPTIMIZERS.register("adafactor")(Kind("torch.optim.Adafactor", settings=decay))

@@ -13,6 +13,7 @@ from tests.denoisers import supported_denoisers_markdown
 from train.bases import BASES
 from train.bases.flow import FlowBase
 from train.benchmarks.ops import ops
+from train.benchmarks.speed import kept
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 RESULTS = README.parent / "train" / "benchmarks" / "results"
@@ -75,6 +76,7 @@ GENERATED = {
     "bases": bases_table,
     "ops": ops_table,
     "denoisers": supported_denoisers_markdown,
+    "speed": kept,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from diffusion_adapters.adapter_set import find_adapter_set
 from train.benchmarks.ops import OpCounter
 
 
@@ -60,19 +60,19 @@ def launches(step: Callable[[], None]) -> int:
     return counter.total
 
 
-def saved_bytes(step: Step) -> int:
-    """Bytes that one forward keeps for its backward, each storage once, without the model's and adapters' own."""
-    own = {_key(value) for value in _own(step)}
+def saved_bytes(loss: Callable[[], Tensor], own: Iterable[Tensor]) -> int:
+    """Bytes that a forward keeps for its backward, each storage once, without `own`, those of model and adapters."""
+    known = {_key(value) for value in own}
     saved: dict[int, Tensor] = {}  # holding them, so that no address is used twice
 
     def pack(value: Tensor) -> Tensor:
-        if _key(value) not in own:
+        if _key(value) not in known:
             saved.setdefault(_key(value), value)
         return value
 
     with saved_tensors_hooks(pack, lambda value: value):
-        step.forward().backward()
-    step.optimizer.zero_grad()
+        kept = loss()
+    del kept
     return sum(value.untyped_storage().nbytes() for value in saved.values())
 
 
@@ -80,7 +80,7 @@ def peak_bytes(step: Step, frozen: Iterable[Tensor]) -> int:
     """Bytes at the highest point of a step: adapters, optimizer, activations; without the base's own, `frozen`."""
     states = [value for state in step.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     base = {_key(value) for value in frozen}
-    resting = {_key(value): value.untyped_storage().nbytes() for value in [*_own(step), *states]}
+    resting = {_key(value): value.untyped_storage().nbytes() for value in [*own_values(step.unet), *states]}
     kept = sum(size for key, size in resting.items() if key not in base)
     gc.collect()
     if step.like.device.type == "cuda":
@@ -99,15 +99,12 @@ def peak_bytes(step: Step, frozen: Iterable[Tensor]) -> int:
     return kept + highest
 
 
-def _own(step: Step) -> Iterator[Tensor]:
-    """Parameters and buffers of the base and of its adapters, wherever these are."""
-    yield from step.unet.parameters()
-    yield from step.unet.buffers()
-    yield from step.values
-    for hook in step.unet._forward_pre_hooks.values():  # ours are in a module beside the UNet
-        with contextlib.suppress(AttributeError):
-            yield from hook.adapter_set.parameters()
-            yield from hook.adapter_set.buffers()
+def own_values(unet: Any) -> Iterator[Tensor]:
+    """Parameters and buffers of a UNet and of its adapters, which may be in a module beside it."""
+    for module in (unet, find_adapter_set(unet)):
+        if module is not None:
+            yield from module.parameters()
+            yield from module.buffers()
 
 
 def _key(value: Tensor) -> int:

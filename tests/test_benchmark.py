@@ -44,6 +44,8 @@ def test_speed_compares_with_peft(tmp_path: Path) -> None:
     assert 0 < ours["saved"] < ours["peak"]
     assert ours["launches"] > 500
     assert peft["wall_ratio"] == peft["peak_ratio"] == 1
+    counted = measure(SpeedOptions(device="none", side=8, train_batch_size=1, only=("lora",)))
+    assert [row["saved"] for row in counted["rows"].values()] == [row["saved"] for row in result["rows"].values()]
     keep(result, tmp_path / "speed.json")
     (kept,) = json.loads((tmp_path / "speed.json").read_text()).values()
     assert table(kept) == table(result)

@@ -17,6 +17,7 @@ from .attach import (
 from .export import export_lora
 from .options import option
 from .store import load_adapter, save_adapter
+from .text import add_text_adapter
 
 __all__ = [
     "FAMILIES",
@@ -25,6 +26,7 @@ __all__ = [
     "AdapterInfo",
     "AdapterSet",
     "add_adapter",
+    "add_text_adapter",
     "coverage",
     "delete_adapters",
     "disable_adapters",

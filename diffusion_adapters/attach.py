@@ -13,6 +13,7 @@ from .adapter_set import AdapterSet, check_weights, find_adapter_set
 from .build import build_adapters
 from .fuse import fuse_set, unfuse_set
 from .registry import nearest
+from .text import delete_text, set_text
 
 DENOISER_NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder")
 """Components of a diffusers pipeline that adapters go into."""
@@ -110,6 +111,7 @@ def set_adapters(
     check_weights(weights)
     for adapter_set in sets.values():
         adapter_set.set_weights({name: weight for name, weight in weights.items() if name in adapter_set.infos})
+    set_text(model, weights)
 
 
 def get_active_adapters(model: Any) -> dict[str, float]:
@@ -135,18 +137,22 @@ def delete_adapters(model: Any, names: str | Sequence[str]) -> None:
         for name in names:
             if name in adapter_set.infos:
                 adapter_set.remove(name)
+    for name in names:
+        delete_text(model, name)
 
 
 def disable_adapters(model: Any) -> None:
     """Turn all adapters off, keeping their weights for `enable_adapters`."""
     for adapter_set in adapter_sets(model).values():
         adapter_set.set_weights(adapter_set.weights, enabled=False)
+    set_text(model, {})
 
 
 def enable_adapters(model: Any) -> None:
     """Turn the adapters on again that `disable_adapters` turned off."""
     for adapter_set in adapter_sets(model).values():
         adapter_set.set_weights(adapter_set.weights, enabled=True)
+    set_text(model, get_active_adapters(model))
 
 
 def fuse_adapters(model: Any) -> None:

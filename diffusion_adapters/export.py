@@ -16,6 +16,7 @@ from .attach import adapter_sets, check_names
 from .file import describe_base, version, write_safetensors
 from .labels import labels
 from .linalg import dense_weight, truncated_svd
+from .text import lora_tensors, text_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,8 @@ def export_lora(
         "relative_error": f"{report.relative_error:.3e}",
         **labels(holder.infos[name], describe_base(holder.denoiser), name, report.rank),
     }
-    write_safetensors(tensors, metadata, path)
+    text = {key: value.to(dtype) for key, value in lora_tensors(text_parts(model, name)).items()}
+    write_safetensors(tensors | text, metadata, path)
     return report
 
 

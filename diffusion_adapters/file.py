@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .adapter import FAMILIES, AdapterInfo
 from .adapter_set import AdapterSet
 from .labels import architecture, hashes, labels
+from .text import TextPart
 
 FORMAT = "diffusion-adapters"
 FORMAT_VERSION = 1
@@ -111,22 +112,28 @@ class AdapterFile:
     info: AdapterInfo
     tensors: Mapping[str, Mapping[str, dict[str, Tensor]]]
     metadata: Mapping[str, str]
+    text: Mapping[str, TextPart] = dataclasses.field(default_factory=dict)
+    """What it changes in text encoders, by component."""
 
 
-def save_sets(sets: Mapping[str, AdapterSet], name: str, path: str | Path) -> Path:
-    """Write adapter `name` of every denoiser in `sets` (by component) to one file."""
+def save_sets(
+    sets: Mapping[str, AdapterSet], name: str, path: str | Path, text: Mapping[str, TextPart] | None = None
+) -> Path:
+    """Write adapter `name` of every denoiser in `sets` and every text encoder in `text` (by component) to one file."""
     holders = {component: adapter_set for component, adapter_set in sets.items() if name in adapter_set.infos}
     tensors: dict[str, Tensor] = {}
     for component, adapter_set in holders.items():
         for place, adapter in adapter_set.of(name).items():
             for key, value in adapter.state_dict().items():
                 tensors[f"{component}.{place}:{key}"] = value.detach().cpu()
+    for component, part in (text or {}).items():
+        tensors |= {f"{component}.{key}": value.detach().cpu() for key, value in part.tensors.items()}
     info = next(iter(holders.values())).infos[name]
     bases = {component: describe_base(adapter_set.denoiser) for component, adapter_set in holders.items()}
-    return write_safetensors(tensors, _header(info, bases, name), path)
+    return write_safetensors(tensors, _header(info, bases, name, text or {}), path)
 
 
-def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str) -> dict[str, str]:
+def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str, text: Mapping[str, TextPart]) -> dict[str, str]:
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -137,6 +144,7 @@ def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str) -> dict[str,
         "base": bases,
         "trigger": info.trigger,
         "training": dict(info.training),
+        **({"text_encoders": {component: part.as_dict() for component, part in text.items()}} if text else {}),
     }
     spec = labels(info, next(iter(bases.values())), name)
     return {"format": "pt", FORMAT: json.dumps(document), **spec}
@@ -163,17 +171,22 @@ def read_adapter(path: str | Path) -> AdapterFile:
             training=dict(document["training"]),
         )
         nested: dict[str, dict[str, dict[str, Tensor]]] = {component: {} for component in info.base}
+        encoders: dict[str, dict[str, Tensor]] = {component: {} for component in document.get("text_encoders", {})}
         for key, value in tensors.items():
             place, _, tensor = key.rpartition(":")
-            component, _, projection = place.partition(".")
+            component, _, projection = (place or key).partition(".")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{key} is not finite")
-            nested[component].setdefault(projection, {})[tensor] = value
+            if component in encoders:
+                encoders[component][projection] = value
+            else:
+                nested[component].setdefault(projection, {})[tensor] = value
+        text = {c: TextPart.from_dict(document["text_encoders"][c], values) for c, values in encoders.items()}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged header: {type(error).__name__}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return AdapterFile(Path(path), info, nested, metadata)
+    return AdapterFile(Path(path), info, nested, metadata, text)
 
 
 def describe_base(denoiser: nn.Module) -> dict[str, Any]:

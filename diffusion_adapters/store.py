@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_set import AdapterSet, find_adapter_set
-from .attach import adapter_sets, check_names, find_denoisers, match_targets
+from .attach import adapter_sets, check_names, find_denoisers, get_active_adapters, match_targets
 from .build import build_adapters
 from .file import AdapterFile, describe_base, read_adapter, save_sets
+from .text import load_text, set_text, text_parts
 
 
 def save_adapter(
@@ -29,7 +30,7 @@ def save_adapter(
             changes = {"trigger": trigger, "training": training}
             changes = {key: value for key, value in changes.items() if value is not None}
             adapter_set.infos[name] = dataclasses.replace(adapter_set.infos[name], **changes)  # type: ignore[arg-type]
-    return save_sets(sets, name, path)
+    return save_sets(sets, name, path, text_parts(model, name))
 
 
 def load_adapter(
@@ -67,10 +68,16 @@ def load_adapter(
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"{path}: {error}") from error
         ready.append((adapter_set, built))
+    try:
+        load_text(model, name, file.text, trainable)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for adapter_set, adapters in ready:
         for adapter in adapters.values():
             adapter.requires_grad_(trainable)
         adapter_set.insert(name, adapters, file.info, adapter_weight)
+    if file.text:
+        set_text(model, get_active_adapters(model))
     return name
 
 

@@ -32,11 +32,10 @@ def base(folder):
     return load_base(inspect_base(options), options, CPU, torch.float32)
 
 
-def dataset(base):
+def dataset(base, **options):
     images = [Image.linear_gradient("L").resize((16, 16)).rotate(90 * i).convert("RGB") for i in range(3)]
-    return CachedImages(
-        base, [Example(f"{i}.png", (im,), "a photo of sks cat", (16, 16)) for i, im in enumerate(images)]
-    )
+    examples = [Example(f"{i}.png", (im,), "a photo of sks cat", (16, 16)) for i, im in enumerate(images)]
+    return CachedImages(base, examples, **options)
 
 
 def start(base, family="lora", **options):

@@ -49,7 +49,7 @@ def prepare(folder, output, family="lora", **options):
     accelerator = make_accelerator(config)
     keeper = Keeper(accelerator, config, adapter, [AdapterOptions, TrainOptions])
     base = fresh(folder)
-    data = dataset(base)
+    data = dataset(base, live_texts=config.train_text_encoder)
     trainer = Trainer(accelerator, config, base, keeper.adapters(base, data, "pet"), data)
     return trainer, keeper
 
@@ -61,6 +61,7 @@ def go(folder, output, *args, stop=lambda: False, between=lambda trainer: None, 
     for _ in trainer.train(stop, keep):
         between(trainer)
     values = {name: value.clone() for name, value in trainer.adapters.state_dict().items()}
+    values |= {f"parameter {i}": value.detach().clone() for i, value in enumerate(trainer.parameters)}
     with trainer.inference():
         shown = {f"shown {name}": value.clone() for name, value in trainer.adapters.state_dict().items()}
     return values | shown, trainer.history
@@ -99,6 +100,16 @@ def test_every_optimizer_goes_on_exactly(folder, tmp_path, optimizer):
     if optimizer == "adamw_8bit":
         options["optimizer_args"] = ("min_8bit_size=16",)
     check_exact(folder, tmp_path, **options)
+
+
+def test_text_encoders_go_on_exactly(folder, tmp_path):
+    options = {"train_text_encoder": True, "text_encoder_lr": 2e-2, "use_ema": True, "gradient_accumulation_steps": 2}
+    values, _ = check_exact(folder, tmp_path, **options)
+    plain, _ = go(folder, tmp_path / "plain", gradient_accumulation_steps=2)
+    assert len(values) > len(plain)
+    (file,) = (tmp_path / "whole" / "checkpoint-4").glob("adapter.safetensors")
+    part = read_adapter(file).text["text_encoder"]
+    assert all(value.abs().sum() > 0 for value in part.tensors.values())  # B too: it was trained
 
 
 @pytest.mark.parametrize("how", [{"use_ema": True}, {"optimizer": "schedule_free"}, {}])

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffusion_adapters import Adapter, AdapterSet
+from diffusion_adapters import Adapter, AdapterSet, get_active_adapters, set_adapters
 from train import messages, state
 from train.average import Average
 from train.bases import Base
@@ -32,6 +32,8 @@ class Dataset(Protocol):
     def batch(self, numbers: list[int], seed: int) -> dict[str, Tensor]: ...
 
     def names(self, numbers: list[int], seed: int) -> list[str]: ...
+
+    def texts(self, numbers: list[int], seed: int) -> list[str]: ...
 
 
 class Trainer:
@@ -58,13 +60,18 @@ class Trainer:
         self.history: list[Record] = []
         for parameter in adapters.parameters():
             parameter.data = parameter.data.float()
-        self.parameters = [p for p in adapters.parameters() if p.requires_grad]
+        encoders = base.text_encoders.values()
+        text = [value for encoder in encoders for value in encoder.parameters() if value.requires_grad]
+        self.live_texts = bool(text)
+        self.parameters = [p for p in adapters.parameters() if p.requires_grad] + text
         if options.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         own = [m for m in adapters.modules() if isinstance(m, Adapter)]
-        optimizer, self.schedule = make_optimizer(options, optimizer_groups(own, rate), rate, options.max_train_steps)
+        groups = optimizer_groups(own, rate)
+        groups += [{"params": text, "lr": options.text_encoder_lr or rate}] if text else []
+        optimizer, self.schedule = make_optimizer(options, groups, rate, options.max_train_steps)
         self.average = Average(self.parameters, optimizer, options.ema_decay if options.use_ema else None)
-        spread(accelerator, base.denoiser, adapters)
+        spread(accelerator, base.denoiser, [*adapters.state_dict().values(), *text])
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         adapters.train()
 
@@ -105,6 +112,8 @@ class Trainer:
             numbers = list(range(first, first + size))
             batch = _on(self.dataset.batch(numbers, options.seed), accelerator.device)
             with accelerator.autocast():
+                if self.live_texts:
+                    batch |= self.base.encode_prompt(self.dataset.texts(numbers, options.seed))
                 value, named = self.objective(self.base, self.base.denoiser, self.adapters, batch)
             named = {"loss": value.detach(), **(named if len(named) > 1 else {})}
             means = accelerator.reduce(torch.stack(list(named.values())), "mean").tolist()
@@ -130,7 +139,7 @@ class Trainer:
         For sampling and for saving: averaged values where there is an average, evaluation mode, no gradients, any
         adapter weights.
         """
-        weights, enabled = self.adapters.weights, self.adapters.enabled
+        weights = get_active_adapters(self.base.pipeline)
         self.adapters.eval()
         try:
             with torch.no_grad(), self.average.shown():
@@ -138,7 +147,7 @@ class Trainer:
                 yield
         finally:
             self.adapters.train()
-            self.adapters.set_weights(weights, enabled)
+            set_adapters(self.base.pipeline, list(weights), weights)
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs besides the adapter's file, for `train.state.write`."""

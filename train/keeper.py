@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from diffusion_adapters import AdapterSet, add_adapter, load_adapter
+from diffusion_adapters import AdapterSet, add_adapter, add_text_adapter, load_adapter
 from diffusion_adapters.adapter_set import find_adapter_set
 from diffusion_adapters.options import Options
 from train import checkpoint, state
@@ -56,7 +56,12 @@ class Keeper:
         """
         self.settings |= contents(base, dataset, self.config.seed)
         if self.start is None:
-            return attach(base.denoiser, name, self.config, self.adapter)
+            adapters = attach(base.denoiser, name, self.config, self.adapter)
+            if self.config.train_text_encoder:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.config.seed)
+                    add_text_adapter(base.pipeline, name, self.config.text_encoder_rank)
+            return adapters
         checkpoint.check_settings(self.start, self.settings)
         load_adapter(base.pipeline, self.start / ADAPTER, name, trainable=True)
         found = find_adapter_set(base.denoiser)

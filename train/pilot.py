@@ -19,8 +19,10 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
+from diffusion_adapters.attach import adapter_sets
 from diffusion_adapters.file import read_adapter
 from diffusion_adapters.options import Options, option
+from diffusion_adapters.text import fill_text
 from train import output, report
 from train.bases.load import ROOT
 
@@ -147,8 +149,8 @@ class Pilot:
         LOG.info(f"Step {step}: {said}{'; the best so far' if picked is self.rows[-1] else ''}")
         return made.images["subject"]
 
-    def choose(self, adapters: Any, save: Callable[[Path], object]) -> int | None:
-        """Put the pick's numbers into `adapters` (an AdapterSet), keep the last ones as adapter-last; returns its step.
+    def choose(self, pipeline: Any, save: Callable[[Path], object]) -> int | None:
+        """Put the pick's numbers into the adapter of `pipeline`, keep the last ones as adapter-last; returns its step.
 
         To be called when the training is done; None if nothing was looked at.
         """
@@ -156,7 +158,7 @@ class Pilot:
         if pick is None:
             return None
         save(self.folder / "adapter-last.safetensors")
-        load_values(adapters, self._path(pick["step"]))
+        load_values(pipeline, self._path(pick["step"]))
         for row in self.rows:
             if row["step"] != pick["step"]:
                 self._path(row["step"]).unlink(missing_ok=True)
@@ -191,15 +193,17 @@ class Pilot:
 
 
 @torch.no_grad()
-def load_values(adapters: Any, path: Path) -> None:
-    """Give the adapters of a set, in training, the numbers of a file of the same adapter."""
+def load_values(pipeline: Any, path: Path) -> None:
+    """Give the adapter of a pipeline, in training, the numbers of a file of the same adapter."""
     file = read_adapter(path)
-    (name,) = adapters.infos
-    (tensors,) = (places for component, places in file.tensors.items() if component in ("unet", "transformer"))
-    for place, adapter in adapters.of(name).items():
-        adapter.check_tensors(tensors[place])
-        adapter.load_state_dict(tensors[place])
-    adapters.refresh()
+    sets = adapter_sets(pipeline)
+    for component, places in file.tensors.items():
+        (name,) = sets[component].infos
+        for place, adapter in sets[component].of(name).items():
+            adapter.check_tensors(places[place])
+            adapter.load_state_dict(places[place])
+        sets[component].refresh()
+        fill_text(pipeline, name, file.text)
 
 
 def _found(name: str) -> str:

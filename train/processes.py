@@ -38,14 +38,14 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     return accelerator
 
 
-def spread(accelerator: Accelerator, denoiser: nn.Module, adapters: nn.Module) -> None:
-    """Make the adapters equal on all processes, share the denoiser's weights if they are sharded, compile it if asked.
+def spread(accelerator: Accelerator, denoiser: nn.Module, trained: Sequence[Tensor]) -> None:
+    """Make what is `trained` equal on all processes; shard the denoiser, or compile it, if the launcher says so.
 
     After it a forward of the denoiser needs every process if `sharded`.
     """
     if accelerator.num_processes > 1:
-        for value in adapters.state_dict().values():
-            value.copy_(broadcast(value.detach()))
+        for value in trained:
+            value.data.copy_(broadcast(value.detach()))
     if sharded(accelerator):
         fsdp2_prepare_model(accelerator, denoiser)
     plugin = accelerator.state.dynamo_plugin

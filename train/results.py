@@ -141,7 +141,7 @@ def pictures(run: Finished, prompts: Sequence[str]) -> tuple[list[list[Image.Ima
     seeds = [config.seed + i for _ in prompts for i in range(count)]
     made = []
     for names in ([], [run.name]):
-        set_adapters(run.base.denoiser, names)
+        set_adapters(run.base.pipeline, names)
         settings = {"steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
         images = sample(run.base, rows, seeds, side=config.resolution, **settings) if rows else []
         made.append([images[i * count : (i + 1) * count] for i in range(len(prompts))])

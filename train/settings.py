@@ -37,6 +37,9 @@ class TrainOptions(OptimizerOptions):
     ema_decay: float = option(
         0.999, "what the average keeps of itself at each step, less in the first ones", ge=0, lt=1
     )
+    train_text_encoder: bool = option(False, "also train a LoRA on the CLIP text encoders, kept in the same file")
+    text_encoder_lr: float | None = option(None, "its learning rate (default: that of the adapter)", gt=0)
+    text_encoder_rank: int = option(4, "its rank", ge=1)
     mixed_precision: str | None = option(
         None,
         "precision of the frozen base and of its arithmetic (default: what accelerate says)",

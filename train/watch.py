@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from PIL import Image
 
 from diffusion_adapters import AdapterConfig, set_adapters
-from diffusion_adapters.adapter_set import find_adapter_set
 from train import output, report
 from train.bases import sample
 from train.data import Folder
@@ -99,14 +98,13 @@ class Watch:
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], weight: float = 1.0) -> list[Image.Image]:
         """One picture per prompt and seed with the adapter at `weight`, as it is saved."""
         with self.trainer.inference():
-            set_adapters(self.base.denoiser, [self.name] if weight else [], [weight] if weight else None)
+            set_adapters(self.base.pipeline, [self.name] if weight else [], [weight] if weight else None)
             settings = {"steps": self.config.num_inference_steps, "guidance_scale": self.config.guidance_scale}
             return sample(self.base, prompts, seeds, side=self.config.resolution, **settings)
 
     def settle(self) -> Finished:
         """The run that results are written of, within `trainer.inference()`: at the pilot's pick, if there is one."""
-        adapters = find_adapter_set(self.base.denoiser)
-        step = self.pilot.choose(adapters, self.run.save) if self.pilot is not None else None
+        step = self.pilot.choose(self.base.pipeline, self.run.save) if self.pilot is not None else None
         return self.run if step is None else dataclasses.replace(self.run, picked=step)
 
     def _save(self, path: Path) -> None:

@@ -103,7 +103,8 @@ def test_every_optimizer_goes_on_exactly(folder, tmp_path, optimizer):
 
 
 def test_text_encoders_go_on_exactly(folder, tmp_path):
-    options = {"train_text_encoder": True, "text_encoder_lr": 2e-2, "use_ema": True, "gradient_accumulation_steps": 2}
+    options = {"train_text_encoder": True, "text_encoder_lr": 2e-2, "text_encoder_rank": 2}
+    options |= {"use_ema": True, "gradient_accumulation_steps": 2}
     values, _ = check_exact(folder, tmp_path, **options)
     plain, _ = go(folder, tmp_path / "plain", gradient_accumulation_steps=2)
     assert len(values) > len(plain)

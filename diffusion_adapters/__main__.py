@@ -93,6 +93,7 @@ def inspect(args: argparse.Namespace) -> None:
     file = read_adapter(args.file)
     info = file.info
     values = sum(t.numel() for places in file.tensors.values() for own in places.values() for t in own.values())
+    values += sum(t.numel() for part in file.text.values() for t in part.tensors.values())
     rows = {
         "file": f"{file.path} ({file.path.stat().st_size / 1024:.1f} KiB, {values:,} numbers)",
         "family": f"{info.family}: {_title(info.family)}",
@@ -105,8 +106,10 @@ def inspect(args: argparse.Namespace) -> None:
     for component, places in file.tensors.items():
         base = info.base[component]
         rows[component] = f"{base['class']} {base['name']} [{base['fingerprint']}], {len(places)} projections"
+    for component, part in file.text.items():
+        rows[component] = f"LoRA of rank {part.rank} on {', '.join(part.target_modules)}"
     for name, text in rows.items():
-        print(f"{name:<12} {text}")
+        print(f"{name:<14} {text}")
 
 
 def export(args: argparse.Namespace) -> None:

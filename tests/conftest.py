@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="0"
-)
+    HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="0",
+    OMP_NUM_THREADS="1",  # of the processes that tests start as well: another number of threads rounds otherwise
+)  # fmt: skip
 
 import pytest
 import torch

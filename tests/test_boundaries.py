@@ -112,6 +112,7 @@ LAYERS = [
     ("export",),
     ("formats", "mergers"),
     ("__init__",),
+    ("cli",),
     ("__main__",),
 ]
 """From the ground up: a file imports from the layers below its own, and from its own."""

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_adapters import FAMILIES, __main__, add_adapter, load_adapter, save_adapter
-from diffusion_adapters.__main__ import main, parse_adapter
+from diffusion_adapters import FAMILIES, add_adapter, load_adapter, save_adapter
+from diffusion_adapters.cli import common, main
+from diffusion_adapters.cli.common import parse_adapter
 from tests.hosts import build, pipeline, pipeline_folder, sample, small, stir
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs a command in an empty folder, with the tiny pipeline as the embedded base: exit code, stdout, stderr."""
-    monkeypatch.setattr(__main__, "POCKET", pipeline_folder())
+    monkeypatch.setattr(common, "POCKET", pipeline_folder())
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
@@ -107,7 +108,7 @@ def test_generate_is_what_the_library_draws(run: Run, files: dict[str, Path]) ->
     run("generate", "--prompt", "a red cat", "--steps", 2, "--seed", 0, "--adapter", f"{files['lora']}:0.7")
     pipe = pipeline()
     load_adapter(pipe, files["lora"], adapter_weight=0.7)
-    (image,) = sample(pipe, output_type="pil", guidance_scale=__main__.POCKET_GUIDANCE)
+    (image,) = sample(pipe, output_type="pil", guidance_scale=common.POCKET_GUIDANCE)
     image.save("wanted.png")
     assert torch.equal(pixels("image.png"), pixels("wanted.png"))
 
@@ -258,7 +259,7 @@ def test_wrong_bases(run: Run, files: dict[str, Path], tmp_path: Path, monkeypat
     foreign = trained(tmp_path / "foreign.safetensors", host="flux")
     for words in (("generate", "--prompt", "x", "--adapter", foreign), ("export", foreign)):
         assert_fails(run(*words), "made for another base", "FluxTransformer2DModel", "UNet2DConditionModel")
-    monkeypatch.setattr(__main__, "POCKET", tmp_path / "absent")
+    monkeypatch.setattr(common, "POCKET", tmp_path / "absent")
     assert_fails(run("generate", "--prompt", "x"), "the embedded base lies in the clone", "--base")
 
 

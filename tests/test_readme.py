@@ -11,7 +11,7 @@ import pytest
 
 import diffusion_adapters
 from diffusion_adapters import FAMILIES
-from diffusion_adapters.__main__ import main as command_line
+from diffusion_adapters.cli import main as command_line
 from tests.readme import GENERATED, README, section
 from train.dreambooth import main as dreambooth
 from train.evaluate import main as evaluate

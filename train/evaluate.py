@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from diffusion_adapters import load_adapter, set_adapters
-from diffusion_adapters.__main__ import parse_adapter
+from diffusion_adapters.cli.common import parse_adapter
 from diffusion_adapters.file import read_adapter
 from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
 from train import output

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_adapters.__main__ import POCKET_GUIDANCE, load_base
+from diffusion_adapters.cli.common import POCKET_GUIDANCE, load_base
 from diffusion_adapters.options import argument_parser
 
 

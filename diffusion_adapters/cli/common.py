@@ -1,0 +1,64 @@
+"""What commands have in common: their registry, the base that they load, and the flags of several of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..registry import Registry
+
+POCKET = Path(__file__).resolve().parents[2] / "pipelines" / "pocket"
+POCKET_GUIDANCE = 2.0
+"""Guidance at which the embedded base is sampled; a pipeline's default of 7.5 oversaturates it."""
+
+
+class Command:
+    """One command; its docstring is its help, the first line its title."""
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Declare the flags."""
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> None:
+        """Do it. Raises ValueError, TypeError, OSError or RuntimeError, whose text is the line that is shown."""
+        raise NotImplementedError
+
+
+COMMANDS: Registry[type[Command]] = Registry("command", "diffusion_adapters.cli")
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """`FILE[:WEIGHT]` -> (path, weight). Raises ValueError for a weight that is no number."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists() or len(path) == 1:  # a drive letter is no weight
+        return Path(text), 1.0
+    try:
+        return Path(path), float(weight)
+    except ValueError:
+        raise ValueError(
+            f"--adapter {text}: the weight {weight!r} is not a number; write FILE or FILE:WEIGHT"
+        ) from None
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, from a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def load_base(base: str | None) -> Any:
+    """The pipeline at a path or Hub id, on the accelerator if there is one; the embedded base if None."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    if base is None and not (POCKET / "model_index.json").exists():
+        raise FileNotFoundError("the embedded base lies in the clone of the repository; give --base a pipeline")
+    source = base or str(POCKET)
+    if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"--base {source}: no such folder, and not a Hub id like 'owner/name'")
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    dtype = torch.float32 if base is None or device == "cpu" else torch.float16
+    return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype).to(device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterInfo
+from .outside import Outside, find_outside
 from .plan import Plan
 from .processor import is_wrapped, set_processor, unwrap, wrap
 from .registry import nearest
@@ -60,6 +61,7 @@ class AdapterSet(nn.Module):
         self.enabled = True
         self.checked = False
         self.fused: dict[str, Tensor] = {}  # path -> the weight as it was before fusing
+        self.outside: dict[str, Outside] = {}  # what carries an adapter and is no attention projection
         self.sites = {path: Site(path, attention) for path, attention in find_sites(denoiser)}
         if not self.sites:
             raise ValueError(f"{type(denoiser).__name__} has no attention processors to put adapters in")
@@ -70,13 +72,18 @@ class AdapterSet(nn.Module):
             site.make_view()
 
     def projections(self) -> dict[str, Projection]:
-        """Every projection that can carry an adapter, by its path in the denoiser."""
+        """Every attention projection, by its path in the denoiser."""
         return {f"{site.path}.{name}": p for site in self.sites.values() for name, p in site.projections.items()}
+
+    def places(self) -> dict[str, Projection]:
+        """Everything that can carry an adapter now: the projections, and layers outside attention that do."""
+        return {**self.projections(), **self.outside}
 
     def insert(self, name: str, adapters: Mapping[str, Adapter], info: AdapterInfo, weight: float = 1.0) -> None:
         """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
         self.check_free(name)
         check_weights({name: weight})
+        self.outside |= find_outside(self.denoiser, [path for path in adapters if path not in self.places()])
         keyed = {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
         self.adapters[_key(name)] = nn.ModuleDict(keyed)
         self.infos[name] = info
@@ -120,7 +127,7 @@ class AdapterSet(nn.Module):
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:
         """Inside, a forward is that of the base alone. Nothing is planned anew, and `coverage` does not count it."""
-        kept = [(projection, projection.plan, projection.called) for projection in self.projections().values()]
+        kept = [(projection, projection.plan, projection.called) for projection in self.places().values()]
         try:
             for projection, _, _ in kept:
                 projection.plan = None
@@ -131,7 +138,7 @@ class AdapterSet(nn.Module):
 
     def refresh(self) -> None:
         """Take up values that were changed by a write to `.data`; other changes are noticed."""
-        for projection in self.projections().values():
+        for projection in self.places().values():
             if projection.plan is not None:
                 projection.plan.refresh()
 
@@ -146,24 +153,14 @@ class AdapterSet(nn.Module):
 
     def coverage(self) -> dict[str, bool]:
         """Path of each projection with an active adapter -> whether a forward has used it since it was planned."""
-        planned = {path: p for path, p in self.projections().items() if p.plan is not None}
+        planned = {path: p for path, p in self.places().items() if p.plan is not None}
         return {path: projection.called for path, projection in planned.items()}
 
     def check_coverage(self) -> None:
-        """Raise RuntimeError if a trained adapter sits on a projection that its attention evaluates by itself.
-
-        An attention that did not run at all is no error: a model may have parts that an input does not need.
-        """
+        """Raise RuntimeError if a trained adapter sits on a projection that its attention evaluates by itself."""
         self.checked = True
-        for path, site in self.sites.items():
-            planned = {name: p.called for name, p in site.projections.items() if p.plan is not None and p.plan.trains}
-            missed = [name for name, called in planned.items() if not called]
-            if missed and len(missed) < len(planned):
-                used = " ".join(name for name in planned if planned[name])
-                raise RuntimeError(
-                    f"{path}: the model evaluates {', '.join(missed)} outside its attention processor, where an "
-                    f"adapter has no effect; leave it out by target_modules {used}"
-                )
+        for site in self.sites.values():
+            site.check_coverage()
 
     def plan(self) -> None:
         """Give each projection its plan, and wrap or unwrap the processors accordingly."""
@@ -174,12 +171,14 @@ class AdapterSet(nn.Module):
         for name, weight in active.items():
             for path, adapter in self.of(name).items():
                 by_path.setdefault(path, []).append((adapter, weight))
-        for path, projection in self.projections().items():
+        for path, projection in self.places().items():
             members = by_path.get(path)
             if members is None or projection.plan is None or not projection.plan.reweigh(members):
                 projection.plan = Plan(members) if members else None
             projection.called = False
         self._hook()
+        for layer in self.outside.values():
+            layer.wire()
         for site in self.sites.values():
             idle = all(projection.plan is None for projection in site.projections.values())
             if idle and is_wrapped(site.attention.processor):

@@ -24,7 +24,7 @@ def build_adapters(
     built = {}
     for path in paths:
         base = projections[path].base
-        shape = (base.out_features, base.in_features)
+        shape = (projections[path].out_features, projections[path].in_features)
         try:
             weight = dense_weight(base) if kind.reads_weight else torch.empty(shape, device="meta")
             with torch.inference_mode(False):

@@ -52,7 +52,7 @@ def export_lora(
     for component, adapter_set in sets.items():
         if name not in adapter_set.infos:
             continue
-        projections = adapter_set.projections()
+        projections = adapter_set.places()
         for place, adapter in adapter_set.of(name).items():
             before = adapter_set.fused.get(place)  # W as it was, if adapters are fused into it now
             weight = functools.partial(dense_weight, projections[place].base) if before is None else before.float

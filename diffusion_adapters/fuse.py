@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .adapter_set import AdapterSet
+from .linalg import matrix
 
 
 @torch.no_grad()
@@ -18,24 +19,24 @@ def fuse_set(adapter_set: AdapterSet) -> None:
     if not adapter_set.enabled:
         raise RuntimeError("adapters are disabled; call enable_adapters() before fusing them")
     _refuse_fused_projections(adapter_set)
-    projections = adapter_set.projections()
+    projections = adapter_set.places()
     active = [(adapter_set.of(name), weight) for name, weight in adapter_set.weights.items() if weight != 0]
     fused: dict[str, torch.Tensor] = {}
     for path in dict.fromkeys(path for adapters, _ in active for path in adapters):
         linear: Any = projections[path].base
         weight = linear.weight
-        plain = type(linear) is nn.Linear and type(weight) is nn.Parameter
+        plain = type(linear) in (nn.Linear, nn.Conv2d) and type(weight) is nn.Parameter
         if not plain or weight.is_meta or not weight.is_floating_point() or weight.itemsize < 2:
             raise RuntimeError(
                 f"{path}: cannot fuse into a {type(linear).__name__} with {weight.dtype} on {weight.device}; "
                 "unload PEFT adapters, and load the base unquantized and without offloading"
             )
-        wide = weight.float()
+        wide = matrix(weight).float()
         total = wide.clone()
         for adapters, factor in active:
             if path in adapters:
                 total += factor * adapters[path].delta_weight(wide).to(total)
-        fused[path] = total.to(weight.dtype)
+        fused[path] = total.to(weight.dtype).view_as(weight)
         if not bool(torch.isfinite(fused[path]).all()):
             raise ValueError(f"{path}: the fused weight is not finite; nothing was changed")
     # The originals go to the CPU: subtracting ΔW from a rounded weight would not give them back.
@@ -49,7 +50,7 @@ def fuse_set(adapter_set: AdapterSet) -> None:
 def unfuse_set(adapter_set: AdapterSet) -> None:
     """Write the kept weights back."""
     _refuse_fused_projections(adapter_set)
-    projections = adapter_set.projections()
+    projections = adapter_set.places()
     for path, original in adapter_set.fused.items():
         projections[path].base.weight.copy_(original)
     adapter_set.fused = {}

@@ -35,9 +35,15 @@ def dense_weight(linear: Any) -> Tensor:
     weight = base.weight.detach()
     if weight.is_meta and hasattr(base, "_hf_hook"):
         raise RuntimeError("the weight is offloaded; add, load, fuse or export adapters before enabling offloading")
-    if not weight.is_floating_point() or weight.shape != (base.out_features, base.in_features):
+    shape = (base.out_features, base.in_features) if hasattr(base, "in_features") else weight.shape  # a convolution
+    if not weight.is_floating_point() or weight.shape != shape:
         raise RuntimeError(f"the weight of a {type(base).__name__} is packed as {tuple(weight.shape)} {weight.dtype}")
-    return (weight.dequantize() if type(weight) is not Tensor else weight).float()
+    return matrix(weight.dequantize() if type(weight) is not Tensor else weight).float()
+
+
+def matrix(weight: Tensor) -> Tensor:
+    """W as (out, in): that of a convolution (out, channels, height, width) acts on patches."""
+    return weight.flatten(1)
 
 
 def ring_delta(x: Tensor, cores: Sequence[Tensor], starts: Sequence[Tensor], bonds: Tensor) -> Tensor:

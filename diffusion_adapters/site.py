@@ -136,6 +136,20 @@ class Site:
             )
         return self._view
 
+    def check_coverage(self) -> None:
+        """Raise RuntimeError if a trained adapter sits on a projection that the attention evaluates by itself.
+
+        An attention that did not run at all is no error: a model may have parts that an input does not need.
+        """
+        planned = {name: p.called for name, p in self.projections.items() if p.plan is not None and p.plan.trains}
+        missed = [name for name, called in planned.items() if not called]
+        if missed and len(missed) < len(planned):
+            used = " ".join(name for name in planned if planned[name])
+            raise RuntimeError(
+                f"{self.path}: the model evaluates {', '.join(missed)} outside its attention processor, where an "
+                f"adapter has no effect; leave it out by target_modules {used}"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_view"}  # it shares a `__dict__`
 

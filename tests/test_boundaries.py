@@ -104,7 +104,7 @@ LAYERS = [
     ("adapter", "linalg"),
     ("plan", "families", "labels", "text"),
     ("site",),
-    ("processor",),
+    ("processor", "outside"),
     ("adapter_set", "build"),
     ("fuse", "file"),
     ("attach",),

@@ -18,6 +18,7 @@ from .export import export_lora
 from .options import option
 from .store import load_adapter, save_adapter
 from .text import add_text_adapter
+from .tokens import add_tokens
 
 __all__ = [
     "FAMILIES",
@@ -27,6 +28,7 @@ __all__ = [
     "AdapterSet",
     "add_adapter",
     "add_text_adapter",
+    "add_tokens",
     "coverage",
     "delete_adapters",
     "disable_adapters",

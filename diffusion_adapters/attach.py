@@ -14,6 +14,7 @@ from .build import build_adapters
 from .fuse import fuse_set, unfuse_set
 from .registry import nearest
 from .text import delete_text, set_text
+from .tokens import delete_tokens, set_tokens
 
 DENOISER_NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder")
 """Components of a diffusers pipeline that adapters go into."""
@@ -112,6 +113,7 @@ def set_adapters(
     for adapter_set in sets.values():
         adapter_set.set_weights({name: weight for name, weight in weights.items() if name in adapter_set.infos})
     set_text(model, weights)
+    set_tokens(model, weights)
 
 
 def get_active_adapters(model: Any) -> dict[str, float]:
@@ -139,6 +141,7 @@ def delete_adapters(model: Any, names: str | Sequence[str]) -> None:
                 adapter_set.remove(name)
     for name in names:
         delete_text(model, name)
+        delete_tokens(model, name)
 
 
 def disable_adapters(model: Any) -> None:
@@ -146,6 +149,7 @@ def disable_adapters(model: Any) -> None:
     for adapter_set in adapter_sets(model).values():
         adapter_set.set_weights(adapter_set.weights, enabled=False)
     set_text(model, {})
+    set_tokens(model, {})
 
 
 def enable_adapters(model: Any) -> None:
@@ -153,6 +157,7 @@ def enable_adapters(model: Any) -> None:
     for adapter_set in adapter_sets(model).values():
         adapter_set.set_weights(adapter_set.weights, enabled=True)
     set_text(model, get_active_adapters(model))
+    set_tokens(model, get_active_adapters(model))
 
 
 def fuse_adapters(model: Any) -> None:

@@ -17,6 +17,7 @@ from .file import describe_base, version, write_safetensors
 from .labels import labels
 from .linalg import dense_weight, truncated_svd
 from .text import lora_tensors, text_parts
+from .tokens import embeddings, token_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ def export_lora(
 ) -> ExportReport:
     """Write adapter `name` as a LoRA file that stock `pipe.load_lora_weights` reads; its weight there is 1.
 
+    New tokens go into a second file, NAME_emb, for `pipe.load_textual_inversion`.
     `rank`: kept by the SVD of what is not low rank (1 to min(in, out)); an exact part keeps its own rank.
     """
     if rank < 1:
@@ -82,6 +84,9 @@ def export_lora(
     }
     text = {key: value.to(dtype) for key, value in lora_tensors(text_parts(model, name)).items()}
     write_safetensors(tensors | text, metadata, path)
+    if tokens := token_parts(model, name):
+        names = {"format": "pt", "tokens": " ".join(next(iter(tokens.values())).tokens)}
+        write_safetensors(embeddings(tokens), names, report.path.with_name(f"{report.path.stem}_emb.safetensors"))
     return report
 
 

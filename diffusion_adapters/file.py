@@ -20,6 +20,7 @@ from .adapter import FAMILIES, AdapterInfo
 from .adapter_set import AdapterSet
 from .labels import architecture, hashes, labels
 from .text import TextPart
+from .tokens import TokenPart
 
 FORMAT = "diffusion-adapters"
 FORMAT_VERSION = 1
@@ -114,12 +115,18 @@ class AdapterFile:
     metadata: Mapping[str, str]
     text: Mapping[str, TextPart] = dataclasses.field(default_factory=dict)
     """What it changes in text encoders, by component."""
+    tokens: Mapping[str, TokenPart] = dataclasses.field(default_factory=dict)
+    """Its new tokens, by text encoder."""
 
 
 def save_sets(
-    sets: Mapping[str, AdapterSet], name: str, path: str | Path, text: Mapping[str, TextPart] | None = None
+    sets: Mapping[str, AdapterSet],
+    name: str,
+    path: str | Path,
+    text: Mapping[str, TextPart] | None = None,
+    tokens: Mapping[str, TokenPart] | None = None,
 ) -> Path:
-    """Write adapter `name` of every denoiser in `sets` and every text encoder in `text` (by component) to one file."""
+    """Write adapter `name` of every denoiser in `sets`, and its part in text encoders (by component), to one file."""
     holders = {component: adapter_set for component, adapter_set in sets.items() if name in adapter_set.infos}
     tensors: dict[str, Tensor] = {}
     for component, adapter_set in holders.items():
@@ -128,12 +135,15 @@ def save_sets(
                 tensors[f"{component}.{place}:{key}"] = value.detach().cpu()
     for component, part in (text or {}).items():
         tensors |= {f"{component}.{key}": value.detach().cpu() for key, value in part.tensors.items()}
+    tensors |= {f"{component}.tokens:rows": part.rows.detach().cpu() for component, part in (tokens or {}).items()}
     info = next(iter(holders.values())).infos[name]
     bases = {component: describe_base(adapter_set.denoiser) for component, adapter_set in holders.items()}
-    return write_safetensors(tensors, _header(info, bases, name, text or {}), path)
+    parts = {"text_encoders": {component: part.as_dict() for component, part in (text or {}).items()}}
+    parts["tokens"] = {component: part.as_dict() for component, part in (tokens or {}).items()}
+    return write_safetensors(tensors, _header(info, bases, name, parts), path)
 
 
-def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str, text: Mapping[str, TextPart]) -> dict[str, str]:
+def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str, parts: Mapping[str, Any]) -> dict[str, str]:
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -144,7 +154,7 @@ def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str, text: Mappin
         "base": bases,
         "trigger": info.trigger,
         "training": dict(info.training),
-        **({"text_encoders": {component: part.as_dict() for component, part in text.items()}} if text else {}),
+        **{title: part for title, part in parts.items() if part},
     }
     spec = labels(info, next(iter(bases.values())), name)
     return {"format": "pt", FORMAT: json.dumps(document), **spec}
@@ -172,21 +182,25 @@ def read_adapter(path: str | Path) -> AdapterFile:
         )
         nested: dict[str, dict[str, dict[str, Tensor]]] = {component: {} for component in info.base}
         encoders: dict[str, dict[str, Tensor]] = {component: {} for component in document.get("text_encoders", {})}
+        rows: dict[str, dict[str, Tensor]] = {component: {} for component in document.get("tokens", {})}
         for key, value in tensors.items():
             place, _, tensor = key.rpartition(":")
             component, _, projection = (place or key).partition(".")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{key} is not finite")
-            if component in encoders:
+            if component in rows and tensor == "rows":
+                rows[component][tensor] = value
+            elif component in encoders:
                 encoders[component][projection] = value
             else:
                 nested[component].setdefault(projection, {})[tensor] = value
         text = {c: TextPart.from_dict(document["text_encoders"][c], values) for c, values in encoders.items()}
+        new = {c: TokenPart.from_dict(document["tokens"][c], values) for c, values in rows.items()}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged header: {type(error).__name__}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return AdapterFile(Path(path), info, nested, metadata, text)
+    return AdapterFile(Path(path), info, nested, metadata, text, new)
 
 
 def describe_base(denoiser: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from .adapter_set import AdapterSet, find_adapter_set
 from .attach import adapter_sets, check_names, find_denoisers, get_active_adapters, match_targets
 from .build import build_adapters
 from .file import AdapterFile, describe_base, read_adapter, save_sets
-from .text import load_text, set_text, text_parts
+from .text import delete_text, load_text, set_text, text_parts
+from .tokens import load_tokens, token_parts
 
 
 def save_adapter(
@@ -30,7 +31,7 @@ def save_adapter(
             changes = {"trigger": trigger, "training": training}
             changes = {key: value for key, value in changes.items() if value is not None}
             adapter_set.infos[name] = dataclasses.replace(adapter_set.infos[name], **changes)  # type: ignore[arg-type]
-    return save_sets(sets, name, path, text_parts(model, name))
+    return save_sets(sets, name, path, text_parts(model, name), token_parts(model, name))
 
 
 def load_adapter(
@@ -70,7 +71,9 @@ def load_adapter(
         ready.append((adapter_set, built))
     try:
         load_text(model, name, file.text, trainable)
+        load_tokens(model, name, file.tokens, trainable)
     except ValueError as error:
+        delete_text(model, name)
         raise ValueError(f"{path}: {error}") from error
     for adapter_set, adapters in ready:
         for adapter in adapters.values():

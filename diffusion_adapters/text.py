@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .tokens import find_text_encoders
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """What diffusers' examples adapt in a CLIP text encoder."""
 
@@ -37,13 +39,6 @@ class TextPart:
             raise ValueError(f"text encoders are adapted by LoRA, not by {settings['peft_type']!r}")
         targets = tuple(str(name) for name in settings["target_modules"])
         return cls(int(settings["r"]), float(settings["lora_alpha"]), targets, tensors)
-
-
-def find_text_encoders(model: Any) -> dict[str, Any]:
-    """The CLIP text encoders of a pipeline by component name; none of a denoiser."""
-    components = getattr(model, "components", None)
-    parts = components.items() if isinstance(components, Mapping) else ()
-    return {name: part for name, part in parts if name.startswith("text_encoder") and "CLIP" in type(part).__name__}
 
 
 def add_text_adapter(model: Any, name: str, rank: int = 4, alpha: float | None = None) -> list[nn.Parameter]:

@@ -102,7 +102,7 @@ LAYERS = [
     ("registry",),
     ("options",),
     ("adapter", "linalg"),
-    ("plan", "families", "labels", "text"),
+    ("plan", "families", "labels", "text", "tokens", "vocabulary"),
     ("site",),
     ("processor", "outside"),
     ("adapter_set", "build"),

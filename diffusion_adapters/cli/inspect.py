@@ -25,6 +25,7 @@ class Inspect(Command):
         info = file.info
         values = sum(t.numel() for places in file.tensors.values() for own in places.values() for t in own.values())
         values += sum(t.numel() for part in file.text.values() for t in part.tensors.values())
+        values += sum(part.rows.numel() for part in file.tokens.values())
         rows = {
             "file": f"{file.path} ({file.path.stat().st_size / 1024:.1f} KiB, {values:,} numbers)",
             "family": f"{info.family}: {title(info.family)}",
@@ -39,5 +40,8 @@ class Inspect(Command):
             rows[component] = f"{base['class']} {base['name']} [{base['fingerprint']}], {len(places)} projections"
         for component, part in file.text.items():
             rows[component] = f"LoRA of rank {part.rank} on {', '.join(part.target_modules)}"
+        for component, new in file.tokens.items():
+            said = f"new tokens {' '.join(new.tokens)}"
+            rows[component] = f"{rows[component]}; {said}" if component in rows else said
         for name, text in rows.items():
             print(f"{name:<14} {text}")

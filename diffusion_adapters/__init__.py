@@ -1,17 +1,20 @@
 """Adapters that live in the attention processors of diffusers: train, load, blend, fuse and export them."""
 
+from .active import (
+    disable_adapters,
+    enable_adapters,
+    get_active_adapters,
+    set_adapters,
+    use_adapters,
+)
 from .adapter import FAMILIES, Adapter, AdapterConfig, AdapterInfo
 from .adapter_set import AdapterSet
 from .attach import (
     add_adapter,
     coverage,
     delete_adapters,
-    disable_adapters,
-    enable_adapters,
     fuse_adapters,
-    get_active_adapters,
     list_adapters,
-    set_adapters,
     unfuse_adapters,
 )
 from .export import export_lora
@@ -19,6 +22,7 @@ from .options import option
 from .store import load_adapter, save_adapter
 from .text import add_text_adapter
 from .tokens import add_tokens
+from .weight import AdapterWeight
 
 __all__ = [
     "FAMILIES",
@@ -26,6 +30,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterInfo",
     "AdapterSet",
+    "AdapterWeight",
     "add_adapter",
     "add_text_adapter",
     "add_tokens",
@@ -42,4 +47,5 @@ __all__ = [
     "save_adapter",
     "set_adapters",
     "unfuse_adapters",
+    "use_adapters",
 ]

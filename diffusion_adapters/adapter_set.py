@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,40 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterInfo
+from .blend import Blend
+from .hooks import hook
+from .layout import stream
 from .outside import Outside, find_outside
-from .plan import Plan
+from .plan import Member, Plan
 from .processor import is_wrapped, set_processor, unwrap, wrap
+from .projection import Projection
 from .registry import nearest
-from .site import Projection, Site, find_sites
-
-
-class _Before:
-    """Hook before a forward of the denoiser: wraps what diffusers put in place of our processors since the last one."""
-
-    def __init__(self, adapter_set: AdapterSet) -> None:
-        self.adapter_set = adapter_set
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self.heal()
-        if torch.compiler.is_compiling():
-            # torch.compile has run heal() while tracing, and traces the forward apart from this hook. Looking at the
-            # processors makes it come back here when one of them is replaced.
-            for site in self.adapter_set.sites.values():
-                is_wrapped(site.attention.processor)
-
-    def heal(self) -> bool:
-        self.adapter_set.heal()
-        return True
-
-    heal._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch._dynamo.assume_constant_result, unimported
-
-
-class _After(_Before):
-    """Hook after the first forward of a training: refuses adapters that no processor has run."""
-
-    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not self.adapter_set.checked:
-            self.adapter_set.check_coverage()
+from .site import Site, find_sites
+from .weight import AdapterWeight, as_weight
 
 
 class AdapterSet(nn.Module):
@@ -57,43 +33,64 @@ class AdapterSet(nn.Module):
         self.__dict__["denoiser"] = denoiser  # not a child: its parameters are not ours
         self.adapters = nn.ModuleDict()
         self.infos: dict[str, AdapterInfo] = {}
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, float | AdapterWeight] = {}
         self.enabled = True
         self.checked = False
+        self.compiled = False  # whether a compiled forward reads the plans: then they stay as they are
         self.fused: dict[str, Tensor] = {}  # path -> the weight as it was before fusing
         self.outside: dict[str, Outside] = {}  # what carries an adapter and is no attention projection
-        self.sites = {path: Site(path, attention) for path, attention in find_sites(denoiser)}
+        self.component = "unet" if "UNet" in type(denoiser).__name__ else "transformer"
+        self.blend = Blend(denoiser)
+        self._planned: Any = None
+        self.sites = {
+            path: Site(path, attention, functools.partial(stream, denoiser, attention), self.blend)
+            for path, attention in find_sites(denoiser)
+        }
         if not self.sites:
             raise ValueError(f"{type(denoiser).__name__} has no attention processors to put adapters in")
+        self._projections = {f"{s.path}.{name}": p for s in self.sites.values() for name, p in s.projections.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for site in self.sites.values():
-            site.make_view()
+            site.make_views(self.blend.calls)
 
     def projections(self) -> dict[str, Projection]:
         """Every attention projection, by its path in the denoiser."""
-        return {f"{site.path}.{name}": p for site in self.sites.values() for name, p in site.projections.items()}
+        return dict(self._projections)
 
     def places(self) -> dict[str, Projection]:
         """Everything that can carry an adapter now: the projections, and layers outside attention that do."""
-        return {**self.projections(), **self.outside}
+        return {**self._projections, **self.outside}
 
-    def insert(self, name: str, adapters: Mapping[str, Adapter], info: AdapterInfo, weight: float = 1.0) -> None:
+    def insert(
+        self,
+        name: str,
+        adapters: Mapping[str, Adapter],
+        info: AdapterInfo,
+        weight: float | AdapterWeight = 1.0,
+        pipeline: Any = None,
+    ) -> None:
         """Attach `adapters` (by path) as `name` and make them active. Raises ValueError if the name is taken."""
         self.check_free(name)
-        check_weights({name: weight})
+        as_weight(weight, name)
         self.outside |= find_outside(self.denoiser, [path for path in adapters if path not in self.places()])
         keyed = {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
         self.adapters[_key(name)] = nn.ModuleDict(keyed)
         self.infos[name] = info
-        self.set_weights({**self.weights, name: weight})
+        self._planned = None
+        try:
+            self.set_weights({**self.weights, name: weight}, pipeline=pipeline)
+        except ValueError:  # a weight that depends on the step, without a pipeline
+            del self.adapters[_key(name)], self.infos[name]
+            raise
 
     def remove(self, name: str) -> None:
         """Delete the adapter `name`. Without adapters the denoiser is as it was."""
         self.check(name)
         self._refuse_while_fused("delete adapters")
         del self.adapters[_key(name)], self.infos[name]
+        self._planned = None
         self.set_weights({other: weight for other, weight in self.weights.items() if other != name})
 
     def of(self, name: str) -> dict[str, Adapter]:
@@ -115,14 +112,19 @@ class AdapterSet(nn.Module):
             if name not in self.infos:
                 raise ValueError(f"unknown adapter {name!r}, {nearest(name, self.infos)}")
 
-    def set_weights(self, weights: Mapping[str, float], enabled: bool = True) -> None:
-        """Make exactly the adapters of `weights` active, each times its weight."""
+    def set_weights(
+        self, weights: Mapping[str, float | AdapterWeight], enabled: bool = True, pipeline: Any = None
+    ) -> None:
+        """Make exactly the adapters of `weights` active, each times its weight.
+
+        `pipeline`: whose scheduler tells the step, for weights that depend on it. Raises ValueError, and then nothing
+        has changed.
+        """
         self.check(*weights)
         self._refuse_while_fused("change adapter weights")
-        check_weights(weights)
-        self.weights = {name: float(weight) for name, weight in weights.items()}
-        self.enabled = enabled
-        self.plan()
+        taken = {name: as_weight(weight, name) for name, weight in weights.items()}
+        self.plan(taken if enabled else {}, pipeline)
+        self.weights, self.enabled = dict(weights), enabled
 
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -162,38 +164,50 @@ class AdapterSet(nn.Module):
         for site in self.sites.values():
             site.check_coverage()
 
-    def plan(self) -> None:
-        """Give each projection its plan, and wrap or unwrap the processors accordingly."""
-        active = {
-            name: weight for name, weight in self.weights.items() if self.enabled and weight != 0 and not self.fused
-        }
-        by_path: dict[str, list[tuple[Adapter, float]]] = {}
+    def plan(self, weights: Mapping[str, AdapterWeight] | None = None, pipeline: Any = None) -> None:
+        """Give each projection its plan for `weights`, and wrap or unwrap the processors accordingly.
+
+        Where the same adapters are active in the same way, other numbers are all that is taken.
+        """
+        if weights is None:
+            weights = {name: as_weight(given, name) for name, given in self.weights.items() if self.enabled}
+        # A compiled forward keeps an adapter of weight 0: without it, it would be compiled again.
+        active = {n: w for n, w in weights.items() if (w.value != 0 or self.compiled) and not self.fused}
+        device = next((p.device for p in self.denoiser.parameters() if not p.is_meta), torch.device("cpu"))
+        self.blend.take(active, device, pipeline or self.blend.owner)
+        masked = {name for name, w in active.items() if w.mask is not None}
+        scopes = [(name, tuple(w.scopes.items())) for name, w in active.items()]
+        planned = (scopes, self.blend.calls, masked, {name: len(gains) for name, gains in self.blend.bands.items()})
+        places = self.places()
+        for projection in places.values():
+            projection.called = False
+            if self.compiled and projection.plan is not None:
+                projection.plan.update()
+        if planned == self._planned:
+            return
+        self._planned = None
+        members: dict[str, list[Member]] = {}
         for name, weight in active.items():
             for path, adapter in self.of(name).items():
-                by_path.setdefault(path, []).append((adapter, weight))
-        for path, projection in self.places().items():
-            members = by_path.get(path)
-            if members is None or projection.plan is None or not projection.plan.reweigh(members):
-                projection.plan = Plan(members) if members else None
-            projection.called = False
-        self._hook()
+                scope = weight.scope(self.component, path)
+                if scope != 0 or self.compiled:
+                    members.setdefault(path, []).append(Member(adapter, name, scope))
+        for path, projection in places.items():
+            own = members.get(path, [])
+            if not own or projection.plan is None or not projection.plan.reweigh(own):
+                projection.plan = Plan(own, self.blend, path, projection.stream) if own else None
+        hook(self)
         for layer in self.outside.values():
-            layer.wire()
+            layer.wire(masked)
+        self.checked = False
         for site in self.sites.values():
-            idle = all(projection.plan is None for projection in site.projections.values())
-            if idle and is_wrapped(site.attention.processor):
+            plans = [projection.plan for projection in site.projections.values() if projection.plan is not None]
+            site.masked = any(member.name in masked for plan in plans for member in plan.members)
+            site.make_views(self.blend.calls)
+            if not plans and is_wrapped(site.attention.processor):
                 set_processor(site.attention, unwrap(site.attention.processor))
         self.heal()
-
-    def _hook(self) -> None:
-        """Register our hooks on the denoiser once, or take them away with the last adapter."""
-        for hooks in (self.denoiser._forward_pre_hooks, self.denoiser._forward_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, _Before)]:
-                del hooks[key]
-        if self.infos:
-            self.denoiser.register_forward_pre_hook(_Before(self), prepend=True)
-            self.denoiser.register_forward_hook(_After(self))
-        self.checked = False
+        self._planned = planned
 
     def _refuse_while_fused(self, action: str) -> None:
         if self.fused:
@@ -204,16 +218,3 @@ class AdapterSet(nn.Module):
 
 def _key(name: str) -> str:
     return f":{name}"  # an adapter may be called `train` or `half`, which are attributes of every module
-
-
-def check_weights(weights: Mapping[str, Any]) -> None:
-    """Raise ValueError for a weight that is no finite number."""
-    for name, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-            raise ValueError(f"the weight of adapter {name!r} must be a finite number, got {weight!r}")
-
-
-def find_adapter_set(denoiser: nn.Module) -> AdapterSet | None:
-    """The AdapterSet of a denoiser; a copy of a denoiser has a copy of its own."""
-    hooks = denoiser._forward_pre_hooks.values()
-    return next((hook.adapter_set for hook in hooks if isinstance(hook, _Before)), None)

@@ -1,4 +1,4 @@
-"""The verbs: add, set, list, delete, fuse adapters on a denoiser or on a pipeline that has one."""
+"""The verbs: add, list, delete, fuse adapters on a denoiser or on a pipeline that has one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from .adapter import FAMILIES, AdapterInfo
-from .adapter_set import AdapterSet, check_weights, find_adapter_set
+from .adapter_set import AdapterSet
 from .build import build_adapters
 from .fuse import fuse_set, unfuse_set
+from .hooks import find_adapter_set
 from .registry import nearest
-from .text import delete_text, set_text
-from .tokens import delete_tokens, set_tokens
+from .text import delete_text
+from .tokens import delete_tokens
 
 DENOISER_NAMES = ("unet", "transformer", "transformer_2", "prior", "decoder")
 """Components of a diffusers pipeline that adapters go into."""
@@ -37,7 +38,11 @@ def find_denoisers(model: Any) -> dict[str, nn.Module]:
 def adapter_sets(model: Any) -> dict[str, AdapterSet]:
     """The AdapterSet of each denoiser that has one, by component name."""
     found = {name: find_adapter_set(denoiser) for name, denoiser in find_denoisers(model).items()}
-    return {name: adapter_set for name, adapter_set in found.items() if adapter_set is not None}
+    sets = {name: adapter_set for name, adapter_set in found.items() if adapter_set is not None}
+    if not isinstance(model, nn.Module):
+        for name, adapter_set in sets.items():
+            adapter_set.component = name
+    return sets
 
 
 def match_targets(paths: Sequence[str], target_modules: Sequence[str] | None) -> list[str]:
@@ -86,45 +91,6 @@ def add_adapter(
     return adapter_set
 
 
-def set_adapters(
-    model: Any, names: str | Sequence[str], adapter_weights: float | Sequence[float] | Mapping[str, float] | None = None
-) -> None:
-    """Make exactly the adapters `names` active, each times its weight (1.0 if not given). `[]` gives the base."""
-    names = [names] if isinstance(names, str) else list(names)
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"adapter {twice[0]!r} is named twice")
-    if adapter_weights is None:
-        adapter_weights = 1.0
-    if isinstance(adapter_weights, Mapping):
-        extra = sorted(set(adapter_weights) - set(names))
-        if extra:
-            raise ValueError(f"adapter_weights names adapters that are not in names: {', '.join(extra)}")
-        weights = {name: adapter_weights.get(name, 1.0) for name in names}
-    elif isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str):
-        if len(adapter_weights) != len(names):
-            raise ValueError(f"{len(adapter_weights)} adapter_weights for {len(names)} adapters: {', '.join(names)}")
-        weights = dict(zip(names, adapter_weights, strict=True))
-    else:
-        weights = dict.fromkeys(names, adapter_weights)
-    sets = adapter_sets(model)
-    check_names(sets, names)
-    check_weights(weights)
-    for adapter_set in sets.values():
-        adapter_set.set_weights({name: weight for name, weight in weights.items() if name in adapter_set.infos})
-    set_text(model, weights)
-    set_tokens(model, weights)
-
-
-def get_active_adapters(model: Any) -> dict[str, float]:
-    """Name -> weight of the adapters that act in the next forward."""
-    active: dict[str, float] = {}
-    for adapter_set in adapter_sets(model).values():
-        if adapter_set.enabled:
-            active.update(adapter_set.weights)
-    return active
-
-
 def list_adapters(model: Any) -> dict[str, AdapterInfo]:
     """Name -> what is known of each attached adapter, active or not."""
     return {name: info for adapter_set in adapter_sets(model).values() for name, info in adapter_set.infos.items()}
@@ -142,22 +108,6 @@ def delete_adapters(model: Any, names: str | Sequence[str]) -> None:
     for name in names:
         delete_text(model, name)
         delete_tokens(model, name)
-
-
-def disable_adapters(model: Any) -> None:
-    """Turn all adapters off, keeping their weights for `enable_adapters`."""
-    for adapter_set in adapter_sets(model).values():
-        adapter_set.set_weights(adapter_set.weights, enabled=False)
-    set_text(model, {})
-    set_tokens(model, {})
-
-
-def enable_adapters(model: Any) -> None:
-    """Turn the adapters on again that `disable_adapters` turned off."""
-    for adapter_set in adapter_sets(model).values():
-        adapter_set.set_weights(adapter_set.weights, enabled=True)
-    set_text(model, get_active_adapters(model))
-    set_tokens(model, get_active_adapters(model))
 
 
 def fuse_adapters(model: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adapter import FAMILIES, Adapter, AdapterConfig
 from .linalg import dense_weight
-from .site import Projection
+from .projection import Projection
 
 
 def build_adapters(

@@ -9,6 +9,7 @@ from torch import nn
 
 from .adapter_set import AdapterSet
 from .linalg import matrix
+from .weight import as_weight
 
 
 @torch.no_grad()
@@ -20,7 +21,14 @@ def fuse_set(adapter_set: AdapterSet) -> None:
         raise RuntimeError("adapters are disabled; call enable_adapters() before fusing them")
     _refuse_fused_projections(adapter_set)
     projections = adapter_set.places()
-    active = [(adapter_set.of(name), weight) for name, weight in adapter_set.weights.items() if weight != 0]
+    weights = {name: as_weight(given, name) for name, given in adapter_set.weights.items()}
+    for name, weight in weights.items():
+        if not weight.fixed:
+            raise RuntimeError(
+                f"the weight of adapter {name!r} depends on step, region, sample or band, and cannot be fused; "
+                "give it a number or scopes first"
+            )
+    active = [(adapter_set.of(name), weight) for name, weight in weights.items() if weight.value != 0]
     fused: dict[str, torch.Tensor] = {}
     for path in dict.fromkeys(path for adapters, _ in active for path in adapters):
         linear: Any = projections[path].base
@@ -35,7 +43,7 @@ def fuse_set(adapter_set: AdapterSet) -> None:
         total = wide.clone()
         for adapters, factor in active:
             if path in adapters:
-                total += factor * adapters[path].delta_weight(wide).to(total)
+                total += factor.at(adapter_set.component, path) * adapters[path].delta_weight(wide).to(total)
         fused[path] = total.to(weight.dtype).view_as(weight)
         if not bool(torch.isfinite(fused[path]).all()):
             raise ValueError(f"{path}: the fused weight is not finite; nothing was changed")

@@ -5,22 +5,27 @@ A convolution is a linear map of patches: W (out, in · kernel height · kernel 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layout import outside_stream
 from .linalg import matrix
-from .site import Projection, is_projection
+from .plan import Plan
+from .projection import Projection
+from .site import is_projection
 
 
 class Outside(Projection):
     """Stands for one such layer. Its hook is on the layer while a plan is."""
 
-    def __init__(self, modules: dict[str, nn.Module], key: str) -> None:
+    def __init__(self, modules: dict[str, nn.Module], key: str, stream: str) -> None:
         super().__init__(modules, key)
+        self.stream = stream
+        self._masked = False
         self._hooked: nn.Module | None = None
         self._hook: Any = None
 
@@ -32,8 +37,12 @@ class Outside(Projection):
     def out_features(self) -> int:
         return layer_shape(self.base)[0]
 
-    def wire(self) -> None:
-        """Put the hook on the layer that is there now if there is a plan, else take it away."""
+    def wire(self, masked: Collection[str] = ()) -> None:
+        """Put the hook on the layer that is there now if there is a plan, else take it away.
+
+        `masked`: names of the adapters that act in a region.
+        """
+        self._masked = self.plan is not None and any(member.name in masked for member in self.plan.members)
         wanted = None if self.plan is None else self.base
         if wanted is self._hooked:
             return
@@ -49,11 +58,21 @@ class Outside(Projection):
         if not torch.compiler.is_compiling():
             self.called = True
         if not is_convolution(module):
-            return plan(lambda z: output if z is x else module.forward(z), x)
+            return self._adapted(plan, x, output, module.forward)
         patches = _patches(module, x)
         rows = output.flatten(2).transpose(1, 2)
-        adapted = plan(lambda z: rows if z is patches else F.linear(z, matrix(module.weight), module.bias), patches)
+        adapted = self._adapted(plan, patches, rows, lambda z: F.linear(z, matrix(module.weight), module.bias))
         return adapted.transpose(1, 2).reshape(output.shape)
+
+    def _adapted(self, plan: Plan, x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        regions = plan.blend.regions
+        if regions is None or not self._masked:
+            return plan(lambda z: y if z is x else forward(z), x)
+
+        def run(call: int) -> Tensor:
+            return plan(lambda z: y.clone() if z is x else forward(z), x, call=call)  # a plan may write to it
+
+        return regions.compose(plan.path, self.stream, plan.blend.tokens, run)
 
 
 def is_convolution(module: object) -> bool:
@@ -79,7 +98,7 @@ def find_outside(denoiser: nn.Module, paths: Iterable[str]) -> dict[str, Outside
             raise ValueError(f"{path}: there is no such layer in this {type(denoiser).__name__}") from None
         if not is_projection(module) and not is_convolution(module):
             raise ValueError(f"{path}: a {type(module).__name__} can carry no adapter, only a linear or a Conv2d")
-        found[path] = Outside(owner._modules, key)  # type: ignore[arg-type]
+        found[path] = Outside(owner._modules, key, outside_stream(type(denoiser).__name__, path))  # type: ignore[arg-type]
     return found
 
 

@@ -61,10 +61,11 @@ def _same_call(inner: Callable[..., Any]) -> Callable[..., Any]:
         )
         default = "" if parameter.default is parameter.empty else f"=_parameters[{i}].default"
         declared.append(stars + name + default)
-        value = f"{processor}._site.view({name})" if name == attention else name
+        value = "_view" if name == attention else name
         passed.append(f"{name}={value}" if keyword else stars + value)
     scope: dict[str, Any] = {"_inner": inner, "_parameters": parameters}
-    exec(f"def __call__({', '.join(declared)}):\n    return _inner({', '.join(passed)})\n", scope)
+    body = f"return {processor}._site.compose({attention}, lambda _view: _inner({', '.join(passed)}))"
+    exec(f"def __call__({', '.join(declared)}):\n    {body}\n", scope)
     call = scope["__call__"]
     if call.__defaults__ is None:
         call.__defaults__ = ()  # torch.compile guards on its length

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .plan import Plan
+from .blend import Blend
+from .projection import FusedProjection, Projection
 
 FUSED_PROJECTIONS = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -44,88 +44,47 @@ def projection_names(attention: nn.Module) -> list[str]:
     return names
 
 
-class Projection:
-    """Stands for one linear projection inside a processor: the projection itself, then what its plan adds."""
-
-    def __init__(self, modules: dict[str, nn.Module], key: str) -> None:
-        self._modules = modules
-        self._key = key
-        self.plan: Plan | None = None
-        self.called = False
-
-    @property
-    def base(self) -> Any:
-        """The module that is there now: PEFT and quantization replace it."""
-        return self._modules[self._key]
-
-    @property
-    def weight(self) -> Tensor:
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.base.out_features
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.compiler.is_compiling():
-            self.called = True
-        if self.plan is None:
-            return self.base(x, *args, **kwargs)
-        return self.plan(self.base, x, *args, **kwargs)
-
-
-class FusedProjection:
-    """Stands for `to_qkv` and its like: evaluates the parts one by one while one of them has an adapter at work."""
-
-    def __init__(self, base: Any, parts: list[Projection]) -> None:
-        self.base = base
-        self.parts = parts
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if all(part.plan is None for part in self.parts):
-            return self.base(x, *args, **kwargs)
-        return torch.cat([part(x, *args, **kwargs) for part in self.parts], dim=-1)
-
-
 class Site:
     """One attention module of a denoiser: its path, its projections by name, and the view handed to its processor."""
 
-    def __init__(self, path: str, attention: nn.Module) -> None:
+    def __init__(self, path: str, attention: nn.Module, stream: Callable[[str], str], blend: Blend) -> None:
         self.path = path
         self.attention = attention
+        self.stream = stream("to_q")
+        self.blend = blend
+        self.masked = False  # whether an adapter with a mask is in it
         self.projections: dict[str, Projection] = {}
         for name in projection_names(attention):
             parent, _, index = name.partition(".")
             owner: Any = attention.get_submodule(parent) if index else attention
             self.projections[name] = Projection(owner._modules, index or parent)
-        self.make_view()
+            self.projections[name].stream = stream(name)
+        self.make_views()
 
-    def make_view(self) -> None:
-        """Make the view; torch.compile cannot, so it is there before the first forward."""
+    def make_views(self, calls: int = 1) -> None:
+        """Make a view for each call of `Regions`; torch.compile cannot, so they are there before the first forward."""
         tops = dict.fromkeys(name.partition(".")[0] for name in self.projections)
         fused = [name for name, parts in FUSED_PROJECTIONS.items() if set(parts) <= set(self.projections)]
         kind: Any = type(self.attention)
-        view = object.__new__(_view_class(kind, (*tops, *fused)))
-        object.__setattr__(view, "__dict__", self.attention.__dict__)
-        object.__setattr__(view, "_site", self)
-        self._view = view
+        self._views = []
+        for call in range(calls):
+            view = object.__new__(_view_class(kind, (*tops, *fused)))
+            object.__setattr__(view, "__dict__", self.attention.__dict__)
+            object.__setattr__(view, "_site", self)
+            object.__setattr__(view, "_call", call)
+            for projection in self.projections.values():
+                projection.in_call(call)
+            self._views.append(view)
 
-    def resolve(self, attribute: str) -> Any:
+    def resolve(self, attribute: str, call: int = 0) -> Any:
         """What the view shows as `attribute`: one projection, or a list of the parts of a `ModuleList`."""
         if attribute in self.projections:
-            return self.projections[attribute]
+            return self.projections[attribute].in_call(call)
         live: Any = self.attention._modules[attribute]
         if isinstance(live, (nn.ModuleList, nn.Sequential)):
-            return [self.projections.get(f"{attribute}.{index}", part) for index, part in enumerate(live)]
-        return FusedProjection(live, [self.projections[part] for part in FUSED_PROJECTIONS[attribute]])
+            own = {f"{attribute}.{index}": part for index, part in enumerate(live)}
+            return [self.projections[n].in_call(call) if n in self.projections else part for n, part in own.items()]
+        return FusedProjection(live, [self.projections[p].in_call(call) for p in FUSED_PROJECTIONS[attribute]])
 
     def view(self, attention: nn.Module) -> nn.Module:
         """`attention` with adapted projections: live, since it shares the module's `__dict__`."""
@@ -134,7 +93,14 @@ class Site:
                 f"the adapted processor of {self.path} was called for another attention module; "
                 "call set_adapters() again after replacing processors"
             )
-        return self._view
+        return self._views[0]
+
+    def compose(self, attention: nn.Module, run: Callable[[nn.Module], Any]) -> Any:
+        """`run(view)`, once for each region that an adapter of this site has, composed to one output."""
+        view, regions = self.view(attention), self.blend.regions
+        if regions is None or not self.masked:
+            return run(view)
+        return regions.compose(self.path, self.stream, self.blend.tokens, lambda call: run(self._views[call]))
 
     def check_coverage(self) -> None:
         """Raise RuntimeError if a trained adapter sits on a projection that the attention evaluates by itself.
@@ -151,7 +117,7 @@ class Site:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_view"}  # it shares a `__dict__`
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}  # they share a `__dict__`
 
 
 @functools.cache
@@ -161,14 +127,14 @@ def _view_class(kind: Any, attributes: tuple[str, ...]) -> type[nn.Module]:
             if view._modules.get(attribute) is None:  # absent or None, as in the module itself
                 return view.__dict__[attribute] if attribute in view.__dict__ else view.__getattr__(attribute)
             try:
-                return view._site.resolve(attribute)
+                return view._site.resolve(attribute, view._call)
             except (AttributeError, KeyError) as error:
                 # nn.Module takes an AttributeError for "no such property" and returns the projection without adapters
                 raise RuntimeError(f"{view._site.path}.{attribute}: no adapted projection: {error!r}") from error
 
         return property(get)
 
-    members = {"__slots__": ("_site",), **{attribute: shown(attribute) for attribute in attributes}}
+    members = {"__slots__": ("_site", "_call"), **{attribute: shown(attribute) for attribute in attributes}}
     return type(f"Adapted{kind.__name__}", (kind,), members)
 
 

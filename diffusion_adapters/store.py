@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .adapter_set import AdapterSet, find_adapter_set
-from .attach import adapter_sets, check_names, find_denoisers, get_active_adapters, match_targets
+from .active import Weight, get_active_adapters, pipeline_of, take_weights
+from .adapter_set import AdapterSet
+from .attach import adapter_sets, check_names, find_denoisers, match_targets
 from .build import build_adapters
 from .file import AdapterFile, describe_base, read_adapter, save_sets
+from .hooks import find_adapter_set
 from .text import delete_text, load_text, set_text, text_parts
 from .tokens import load_tokens, token_parts
 
@@ -39,7 +41,7 @@ def load_adapter(
     path: str | Path,
     adapter_name: str | None = None,
     *,
-    adapter_weight: float = 1.0,
+    adapter_weight: Weight = 1.0,
     trainable: bool = False,
 ) -> str:
     """Load an adapter file onto a pipeline or denoiser, make it active beside those that are, return its name.
@@ -69,6 +71,8 @@ def load_adapter(
         except (ValueError, RuntimeError) as error:
             raise type(error)(f"{path}: {error}") from error
         ready.append((adapter_set, built))
+    sets = {component: adapter_set for (_, component, _), (adapter_set, _) in zip(pairs, ready, strict=True)}
+    weight = take_weights(model, sets, {name: adapter_weight})[name]
     try:
         load_text(model, name, file.text, trainable)
         load_tokens(model, name, file.tokens, trainable)
@@ -78,7 +82,7 @@ def load_adapter(
     for adapter_set, adapters in ready:
         for adapter in adapters.values():
             adapter.requires_grad_(trainable)
-        adapter_set.insert(name, adapters, file.info, adapter_weight)
+        adapter_set.insert(name, adapters, file.info, weight, pipeline_of(model))
     if file.text:
         set_text(model, get_active_adapters(model))
     return name

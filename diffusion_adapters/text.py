@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .tokens import find_text_encoders
+from .weight import AdapterWeight, as_weight
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """What diffusers' examples adapt in a CLIP text encoder."""
@@ -98,11 +99,14 @@ def fill_text(model: Any, name: str, parts: Mapping[str, TextPart]) -> None:
             value.copy_(part.tensors[key])
 
 
-def set_text(model: Any, weights: Mapping[str, float]) -> None:
-    """Make exactly the adapters of `weights` act in the text encoders, each times its weight."""
-    for encoder in find_text_encoders(model).values():
+def set_text(model: Any, weights: Mapping[str, float | AdapterWeight]) -> None:
+    """Make exactly the adapters of `weights` act in the text encoders, each times the constant part of its weight."""
+    constants = {name: as_weight(weight, name) for name, weight in weights.items()}
+    for component, encoder in find_text_encoders(model).items():
+        if not hasattr(encoder, "peft_config"):
+            continue
         layers = _layers(encoder)
-        ours = {_key(name): weight for name, weight in weights.items() if weight != 0}
+        ours = {_key(name): weight.at(component) for name, weight in constants.items() if weight.at(component) != 0}
         trained = [(value, value.requires_grad) for layer in layers for value in layer.parameters()]
         for layer in layers:
             foreign = [other for other in layer.active_adapters if not other.startswith(":")]

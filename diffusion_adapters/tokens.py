@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .vocabulary import Vocabulary
+from .weight import AdapterWeight, as_weight
 
 PULL = 0.1
 """Power of std(embedding) / std(rows) by which `keep_norm` scales the rows, as in cog-sdxl and diffusers' scripts."""
@@ -111,10 +112,10 @@ def fill_tokens(model: Any, name: str, parts: Mapping[str, TokenPart]) -> None:
             vocabulary.parts[name][1].copy_(parts[component].rows)
 
 
-def set_tokens(model: Any, weights: Mapping[str, float]) -> None:
+def set_tokens(model: Any, weights: Mapping[str, float | AdapterWeight]) -> None:
     """Make exactly the tokens of the adapters of `weights` known whose weight is not 0."""
     for vocabulary in _vocabularies(model).values():
-        vocabulary.know([name for name, weight in weights.items() if weight != 0])
+        vocabulary.know([name for name, weight in weights.items() if as_weight(weight, name).value != 0])
 
 
 def delete_tokens(model: Any, name: str) -> None:

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from torch import nn
 
 from diffusion_adapters import add_adapter, export_lora, save_adapter
-from diffusion_adapters.adapter_set import find_adapter_set
 from diffusion_adapters.file import describe_base
+from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.labels import ARCHITECTURES, architecture, labels
 from tests.hosts import pipeline, small, stir
 

@@ -19,11 +19,14 @@ from diffusion_adapters import (
     set_adapters,
     unfuse_adapters,
 )
-from diffusion_adapters.adapter_set import AdapterSet, find_adapter_set
+from diffusion_adapters.adapter_set import AdapterSet
+from diffusion_adapters.blend import Blend
 from diffusion_adapters.build import build_adapters
+from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.linalg import matrix
 from diffusion_adapters.outside import find_outside, is_convolution
-from diffusion_adapters.plan import Plan
+from diffusion_adapters.plan import Member, Plan
+from diffusion_adapters.weight import AdapterWeight
 from tests.hosts import TOLERANCE, build, distance, run, stir
 
 ODD = {
@@ -107,7 +110,9 @@ def test_convolutions_of_every_kind(kind: str) -> None:
     found = find_outside(model, ["conv"])
     layer, adapter = found["conv"], build_adapters(found, "lora", FAMILIES["lora"].Config(rank=3), found)["conv"]
     stir(adapter.parameters())
-    layer.plan = Plan([(adapter, 0.5)])
+    blend = Blend(model)
+    blend.take({"pet": AdapterWeight(0.5)}, torch.device("cpu"))
+    layer.plan = Plan([Member(adapter, "pet")], blend)
     layer.wire()
     adapted = model(x)
     layer.plan = None

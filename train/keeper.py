@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from diffusion_adapters import AdapterSet, add_adapter, add_text_adapter, load_adapter
-from diffusion_adapters.adapter_set import find_adapter_set
+from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
 from train import checkpoint, state
 from train.bases import Base

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from diffusion_adapters.adapter_set import find_adapter_set
+from diffusion_adapters.hooks import find_adapter_set
 from train.benchmarks.ops import OpCounter
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusion_adapters.adapter_set import find_adapter_set
+from diffusion_adapters.hooks import find_adapter_set
 from train.benchmarks import models
 from train.benchmarks.measure import own_values, saved_bytes
 from train.benchmarks.methods import Method

@@ -34,11 +34,12 @@ def test_the_rule_by_hand():
         ("a photo of sks dog", "a photo of a dog"),
         ("a photo of a sks dog in the snow", "a photo of a dog in the snow"),
         ("the sks dog", "a dog"),
+        ("a photo of TOK dog", "a photo of a dog"),
         ("a photo of tasks", "a photo of tasks"),
     ],
 )
 def test_prompts_are_compared_without_the_rare_word(prompt, expected):
-    assert pilot.without("sks", prompt) == expected
+    assert pilot.without(prompt, "sks", "TOK") == expected
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def prepare(folder, output, family="lora", **options):
     accelerator = make_accelerator(config)
     keeper = Keeper(accelerator, config, adapter, [AdapterOptions, TrainOptions])
     base = fresh(folder)
-    data = dataset(base, live_texts=config.train_text_encoder)
+    data = dataset(base, live_texts=config.live_texts)
     trainer = Trainer(accelerator, config, base, keeper.adapters(base, data, "pet"), data)
     return trainer, keeper
 

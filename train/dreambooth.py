@@ -75,7 +75,7 @@ def run(
     with Watch(accelerator, config, adapter, name, folder) as watch:
         generate_missing(accelerator, config, info, stop)
         base = load_base(info, config, accelerator.device, dtype)
-        dataset = build_dataset(accelerator, base, config, folder, live_texts=config.train_text_encoder)
+        dataset = build_dataset(accelerator, base, config, folder, live_texts=config.live_texts)
         adapters = keeper.adapters(base, dataset, name)
         trainer = Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
         trained = sum(parameter.numel() for parameter in trainer.parameters)

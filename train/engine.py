@@ -20,6 +20,7 @@ from train.bases import Base
 from train.objective import Objective
 from train.processes import average_gradients, spread
 from train.settings import TrainOptions, make_optimizer, optimizer_groups
+from train.text import TextTraining
 
 Record = dict[str, float]
 
@@ -60,9 +61,8 @@ class Trainer:
         self.history: list[Record] = []
         for parameter in adapters.parameters():
             parameter.data = parameter.data.float()
-        encoders = base.text_encoders.values()
-        text = [value for encoder in encoders for value in encoder.parameters() if value.requires_grad]
-        self.live_texts = bool(text)
+        self.text = TextTraining(base, options, options.max_train_steps)
+        text = self.text.parameters
         self.parameters = [p for p in adapters.parameters() if p.requires_grad] + text
         if options.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -106,13 +106,14 @@ class Trainer:
         accelerator, options, step = self.accelerator, self.options, self.step + 1
         size, parts = options.train_batch_size, options.gradient_accumulation_steps
         current, totals = self.schedule.get_last_lr()[0], defaultdict[str, float](float)
+        self.text.begin(step)
         torch.manual_seed(messages.step_seed(options.seed, step, accelerator.process_index))
         for part in range(parts):
             first = (((step - 1) * parts + part) * accelerator.num_processes + accelerator.process_index) * size
             numbers = list(range(first, first + size))
             batch = _on(self.dataset.batch(numbers, options.seed), accelerator.device)
             with accelerator.autocast():
-                if self.live_texts:
+                if self.text.parameters:
                     batch |= self.base.encode_prompt(self.dataset.texts(numbers, options.seed))
                 value, named = self.objective(self.base, self.base.denoiser, self.adapters, batch)
             named = {"loss": value.detach(), **(named if len(named) > 1 else {})}
@@ -123,12 +124,13 @@ class Trainer:
             for name, mean in zip(named, means, strict=True):
                 totals[name] += mean / parts
             accelerator.backward(value / parts)
-        average_gradients(accelerator, self.parameters)
+        average_gradients(accelerator, [value for value in self.parameters if value.requires_grad])
         norm = float(accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
             self.schedule.step()
+            self.text.end()
             self.average.step()
         return {"step": step, **totals, "lr": current, "grad_norm": norm}
 

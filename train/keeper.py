@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from diffusion_adapters import AdapterSet, add_adapter, add_text_adapter, load_adapter
+from diffusion_adapters import AdapterSet, add_adapter, load_adapter
 from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
 from train import checkpoint, state
@@ -21,6 +21,7 @@ from train.bases import Base
 from train.checkpoint import ADAPTER
 from train.engine import Dataset, Trainer
 from train.settings import MAY_CHANGE
+from train.text import attach_text
 
 LOG = logging.getLogger("train")
 
@@ -57,10 +58,7 @@ class Keeper:
         self.settings |= contents(base, dataset, self.config.seed)
         if self.start is None:
             adapters = attach(base.denoiser, name, self.config, self.adapter)
-            if self.config.train_text_encoder:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(self.config.seed)
-                    add_text_adapter(base.pipeline, name, self.config.text_encoder_rank)
+            attach_text(base.pipeline, name, self.config)
             return adapters
         checkpoint.check_settings(self.start, self.settings)
         load_adapter(base.pipeline, self.start / ADAPTER, name, trainable=True)

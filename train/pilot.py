@@ -23,6 +23,7 @@ from diffusion_adapters.attach import adapter_sets
 from diffusion_adapters.file import read_adapter
 from diffusion_adapters.options import Options, option
 from diffusion_adapters.text import fill_text
+from diffusion_adapters.tokens import fill_tokens
 from train import output, report
 from train.bases.load import ROOT
 
@@ -64,9 +65,9 @@ def check(config: Any) -> None:
         raise ValueError("--pilot scores pictures, and --num_validation_images is 0; give at least 1")
 
 
-def without(rare: str, prompt: str) -> str:
-    """A prompt as an encoder knows it: `a photo of sks dog` -> `a photo of a dog`."""
-    return re.sub(rf"\b(?:(?:an?|the)\s+)?{re.escape(rare)}\b", "a", prompt)
+def without(prompt: str, *rare: str) -> str:
+    """A prompt as an encoder knows it, who knows no `rare` words: `a photo of sks dog` -> `a photo of a dog`."""
+    return re.sub(rf"\b(?:(?:an?|the)\s+)?(?:{'|'.join(map(re.escape, rare))})\b", "a", prompt)
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
@@ -99,7 +100,8 @@ class Pilot:
         self.folder: Path = config.output_dir
         self.patience = config.early_stop
         encoders = {name: getattr(config, name) for name in ("image_encoder", "text_encoder")}
-        texts = tuple(without(config.rare_word, prompt) for prompt in prompts)
+        rare = [config.rare_word, *(config.token_abstraction if config.train_text_encoder_ti else ())]
+        texts = tuple(without(prompt, *rare) for prompt in prompts)
         suite = Suite(
             prompts=tuple(prompts),
             texts=texts,
@@ -203,7 +205,8 @@ def load_values(pipeline: Any, path: Path) -> None:
             adapter.check_tensors(places[place])
             adapter.load_state_dict(places[place])
         sets[component].refresh()
-        fill_text(pipeline, name, file.text)
+    fill_text(pipeline, name, file.text)
+    fill_tokens(pipeline, name, file.tokens)
 
 
 def _found(name: str) -> str:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffusion_adapters.options import Options, option
-from train import hub, memory, output, pilot, trackers
+from train import hub, memory, output, pilot, text, trackers
 from train.bases import BaseInfo
 from train.data import Folder
 from train.objective import Objective
@@ -54,6 +54,7 @@ def check(accelerator: Accelerator, config: C, info: BaseInfo, folder: Folder, a
     """
     options: Any = config
     contradictions(options)
+    text.check(options, info.text_encoders, [options.instance_prompt, *(example.prompt for example in folder.examples)])
     blank = info.denoiser()
     numbers = sum(value.numel() for value in attach(blank).state_dict().values()) if blank else 0
     if not accelerator.is_main_process:

@@ -14,12 +14,13 @@ from diffusion_adapters import Adapter
 from diffusion_adapters.options import option
 from train import optimizers
 from train.optimizers import OptimizerOptions, find_kind
+from train.text import TextOptions
 
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(OptimizerOptions):
+class TrainOptions(OptimizerOptions, TextOptions):
     title: ClassVar[str] = "training"
     max_train_steps: int = option(500, "optimizer steps", ge=1)
     num_train_epochs: int | None = option(None, "train for this many passes over the pictures instead", ge=1)
@@ -37,9 +38,6 @@ class TrainOptions(OptimizerOptions):
     ema_decay: float = option(
         0.999, "what the average keeps of itself at each step, less in the first ones", ge=0, lt=1
     )
-    train_text_encoder: bool = option(False, "also train a LoRA on the CLIP text encoders, kept in the same file")
-    text_encoder_lr: float | None = option(None, "its learning rate (default: that of the adapter)", gt=0)
-    text_encoder_rank: int = option(4, "its rank", ge=1)
     mixed_precision: str | None = option(
         None,
         "precision of the frozen base and of its arithmetic (default: what accelerate says)",

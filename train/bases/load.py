@@ -37,6 +37,8 @@ class BaseInfo:
     """Components that the pipeline goes without."""
     vae: Callable[..., nn.Module] | None
     """Loads the VAE that takes the place of the pipeline's own."""
+    text_encoders: Mapping[str, str]
+    """Classes of its text encoders by component."""
 
 
 def inspect_base(options: BaseOptions) -> BaseInfo:
@@ -75,7 +77,9 @@ def inspect_base(options: BaseOptions) -> BaseInfo:
     kind.check(options, configs)
     side, multiple = kind.native(configs)
     absent = tuple(name for name, entry in index.items() if isinstance(entry, (list, tuple)) and entry[0] is None)
-    return BaseInfo(source, kind, side, multiple, denoiser, _guidance(name), absent, vae)
+    parts = {part: entry[1] for part, entry in index.items() if isinstance(entry, (list, tuple)) and entry[0]}
+    texts = {part: title for part, title in parts.items() if part.startswith("text_encoder")}
+    return BaseInfo(source, kind, side, multiple, denoiser, _guidance(name), absent, vae, texts)
 
 
 def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype: torch.dtype) -> Base:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -84,6 +86,14 @@ def pipeline(seed: int = 0) -> StableDiffusionPipeline:
     return copy.deepcopy(_pipeline(seed))
 
 
+@contextmanager
+def inputs_in(dtype: torch.dtype) -> Iterator[None]:
+    """Normal tensors are drawn as ever, then rounded to `dtype`."""
+    draw = torch.randn
+    with mock.patch.object(torch, "randn", lambda *args, **kwargs: draw(*args, **kwargs).to(dtype)):
+        yield
+
+
 def sample(pipe: Any, steps: int = 2, **settings: Any) -> Tensor:
     """Latents that the pipeline draws for one prompt and seed."""
     generator = torch.Generator().manual_seed(0)
@@ -91,5 +101,5 @@ def sample(pipe: Any, steps: int = 2, **settings: Any) -> Tensor:
     return pipe("a red cat", **settings).images
 
 
-__all__ = ["HOSTS", "TOLERANCE", "adapt", "build", "distance", "merge", "pipeline", "pipeline_folder", "run", "sample"]
-__all__ += ["small", "stir"]
+__all__ = ["HOSTS", "TOLERANCE", "adapt", "build", "distance", "inputs_in", "merge", "pipeline", "pipeline_folder"]
+__all__ += ["run", "sample", "small", "stir"]

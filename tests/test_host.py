@@ -34,7 +34,7 @@ from diffusion_adapters import (
     set_adapters,
     unfuse_adapters,
 )
-from tests.hosts import HOSTS, TOLERANCE, adapt, build, distance, merge, pipeline, run, sample, small, stir
+from tests.hosts import HOSTS, TOLERANCE, adapt, build, distance, inputs_in, merge, pipeline, run, sample, small, stir
 
 Event = Callable[[Any], None]
 READS_NO_WEIGHT = [family for family in FAMILIES if not FAMILIES[family].reads_weight]
@@ -527,18 +527,10 @@ def test_half_precision_before_and_after(host: str, first: str, dtype: torch.dty
     model.to(dtype)
     reference = merge(build(host), adapter_set)
     base = run(build(host), host)
-    with half_inputs(dtype):
+    with inputs_in(dtype):
         got = run(model, host)
     assert all(parameter.dtype == torch.float32 for parameter in adapter_set.parameters())
     assert distance(got, run(reference, host), base) < (0.15 if dtype == torch.bfloat16 else 0.03)
-
-
-@contextmanager
-def half_inputs(dtype: torch.dtype) -> Iterator[None]:
-    """Normal tensors are drawn as ever, then rounded to `dtype`."""
-    draw = torch.randn
-    with mock.patch.object(torch, "randn", lambda *args, **kwargs: draw(*args, **kwargs).to(dtype)):
-        yield
 
 
 def test_autocast_trains_fp32_adapters_of_a_bf16_base() -> None:
@@ -556,7 +548,7 @@ def test_autocast_trains_fp32_adapters_of_a_bf16_base() -> None:
     exact = both()
     model.to(torch.bfloat16)
     merged.to(torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16), half_inputs(torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), inputs_in(torch.bfloat16):
         rounded = both()
     assert {p.grad.dtype for p in adapter_set.parameters() if p.grad is not None} == {torch.float32}
     errors = [float((got - wanted).norm() / wanted.norm()) for got, wanted in zip(rounded, exact, strict=True)]

@@ -1,0 +1,299 @@
+"""A random user of a denoiser: any verb in any order, after each of which the output is that of a dense reference.
+
+The reference is a plain copy of the denoiser, to whose weights Σ w ΔW is added; it knows the ΔW of every file, and has
+its own book of what is attached, active, disabled and fused. Every weight of the base is exact in bf16, so that no
+change of dtype loses a bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor, nn
+
+from diffusion_adapters import (
+    FAMILIES,
+    add_adapter,
+    delete_adapters,
+    disable_adapters,
+    enable_adapters,
+    fuse_adapters,
+    get_active_adapters,
+    list_adapters,
+    load_adapter,
+    save_adapter,
+    set_adapters,
+    unfuse_adapters,
+)
+from diffusion_adapters.hooks import find_adapter_set
+from tests.hosts import build, inputs_in, run, small, stir
+
+NAMES = ("a", "b", "c")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+WIDE_ERROR, HALF_ERROR = 1e-4, 0.05
+"""How far the output may be from the reference's, beside its effect and a tenth of the base's output."""
+
+
+class Numbers(NamedTuple):
+    """What an adapter holds: which file it was read from, and ΔW by path in fp32."""
+
+    file: str
+    deltas: dict[str, Tensor]
+
+
+def fresh(host: str) -> nn.Module:
+    """The denoiser, every weight exact in bf16."""
+    model = build(host)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(value.bfloat16())
+    return model
+
+
+@cache
+def files(host: str) -> dict[str, tuple[Path, Numbers]]:
+    """Two adapter files of every family, of the same settings and other numbers."""
+    folder, model = Path(tempfile.mkdtemp(prefix="stateful-")), fresh(host)
+    found = {}
+    for family in FAMILIES:
+        for variant in range(2):
+            name = f"{family}-{variant}"
+            settings = {**small(family), **({"alpha": 3.0} if family == "lora" else {})}
+            torch.manual_seed(0)
+            adapter_set = add_adapter(model, "one", family, **settings)
+            stir(adapter_set.parameters(), seed=variant)
+            path = save_adapter(model, "one", folder / f"{name}.safetensors")
+            places = {place: model.get_submodule(place).weight for place in adapter_set.of("one")}
+            with torch.no_grad():
+                deltas = {p: adapter_set.of("one")[p].delta_weight(w).clone() for p, w in places.items()}
+            if family == "lora":  # the plain definition: alpha / rank B A
+                stored = safetensors.torch.load_file(path)
+                part = next(iter(stored)).partition(".")[0]
+                deltas = {p: 1.5 * stored[f"{part}.{p}:B"] @ stored[f"{part}.{p}:A"] for p in places}
+            found[name] = (path, Numbers(name, deltas))
+            delete_adapters(model, "one")
+    return found
+
+
+FILES = tuple(f"{family}-{variant}" for family in FAMILIES for variant in range(2))
+Blend = tuple[tuple[str, float], ...]
+"""File and weight of all that acts."""
+
+
+@cache
+def reference(host: str, blend: Blend) -> Tensor:
+    """The output of a plain denoiser whose weights are W + Σ w ΔW, summed in fp64."""
+    model = fresh(host)
+    with torch.no_grad():
+        for path in dict.fromkeys(path for file, _ in blend for path in files(host)[file][1].deltas):
+            weight = model.get_submodule(path).weight
+            total = sum(factor * files(host)[file][1].deltas[path].double() for file, factor in blend)
+            weight.copy_(weight.double() + total)
+    return run(model, host)
+
+
+@cache
+def bare(host: str, dtype: torch.dtype) -> Tensor:
+    """The output of the base in a dtype."""
+    model = nn.Module.to(fresh(host), dtype)
+    with inputs_in(dtype):
+        return run(model, host)
+
+
+names, one_of_them = st.sampled_from(NAMES), st.integers(0, len(NAMES) - 1)
+numbers = st.sampled_from((0.0, 0.25, -0.5, 1.0, 1.5))
+
+
+class User(RuleBasedStateMachine):
+    """The random user. Subclasses say of which denoiser."""
+
+    host = "unet_sd15"
+    taken = 0
+    """Operations so far, of all users."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.model: Any = fresh(self.host)
+        self.attached: dict[str, Numbers] = {}
+        self.weights: dict[str, float] = {}
+        self.enabled = True
+        self.fused: Blend | None = None
+        self.dtype, self.rounded = torch.float32, False
+
+    # ---- verbs -------------------------------------------------------------------------------------------------------
+
+    @rule(name=names, file=st.sampled_from(FILES), weight=numbers)
+    def load(self, name: str, file: str, weight: float) -> None:
+        path, content = files(self.host)[file]
+        with self.refused(self.fused is not None or name in self.attached):
+            load_adapter(self.model, path, name, adapter_weight=weight)
+            self._loaded(name, content, weight)
+
+    @rule(wanted=st.dictionaries(names, numbers))
+    def weigh(self, wanted: dict[str, float]) -> None:
+        chosen = {name: weight for name, weight in wanted.items() if name in self.attached}
+        with self.refused(self.fused is not None):
+            set_adapters(self.model, list(chosen), list(chosen.values()))
+            self.weights, self.enabled = chosen, True
+
+    @precondition(lambda self: self.attached and self.fused is None)
+    @rule(which=one_of_them, file=st.sampled_from(FILES))
+    def swap(self, which: int, file: str) -> None:
+        """Another file under the same name."""
+        name = self.chosen(which)
+        weight = self.weights.get(name, 1.0)
+        delete_adapters(self.model, name)
+        path, content = files(self.host)[file]
+        load_adapter(self.model, path, name, adapter_weight=weight)
+        self.weights.pop(name, None)
+        self._loaded(name, content, weight)
+
+    @precondition(lambda self: self.attached)
+    @rule(which=one_of_them)
+    def delete(self, which: int) -> None:
+        name = self.chosen(which)
+        with self.refused(self.fused is not None):
+            delete_adapters(self.model, name)
+            del self.attached[name]
+            self.weights.pop(name, None)
+            self.enabled = self.enabled or not self.attached
+
+    @rule()
+    def disable(self) -> None:
+        with self.refused(self.fused is not None):
+            disable_adapters(self.model)
+            self.enabled = not self.attached
+
+    @rule()
+    def enable(self) -> None:
+        with self.refused(self.fused is not None):
+            enable_adapters(self.model)
+            self.enabled = True
+
+    @rule()
+    def fuse(self) -> None:
+        with self.refused(self.fused is not None or not self.acting()):
+            fuse_adapters(self.model)
+            self.fused, self.rounded = self.acting(), self.dtype == torch.bfloat16
+
+    @rule()
+    def unfuse(self) -> None:
+        with self.refused(self.fused is None):
+            unfuse_adapters(self.model)
+            self.fused, self.rounded = None, False
+
+    @precondition(lambda self: self.attached and self.fused is None)
+    @rule(which=one_of_them, other=names)
+    def save_and_load(self, which: int, other: str) -> None:
+        """Under another name, or its own again."""
+        name = self.chosen(which)
+        if other in self.attached:
+            other = name
+        with tempfile.TemporaryDirectory() as folder:
+            path = save_adapter(self.model, name, Path(folder) / "saved.safetensors")
+            if other == name:
+                delete_adapters(self.model, name)
+                self.weights.pop(name, None)
+            load_adapter(self.model, path, other, adapter_weight=0.25)
+        self._loaded(other, self.attached[name], 0.25)
+
+    @rule(wrong=st.sampled_from(("nan", "name", "twice", "file")))
+    def err(self, wrong: str) -> None:
+        """What is refused changes nothing."""
+        calls = {
+            "nan": lambda: set_adapters(self.model, [*self.attached] or ["z"], float("nan")),
+            "name": lambda: delete_adapters(self.model, [*self.attached, "z"]),
+            "twice": lambda: set_adapters(self.model, ["a", "a"]),
+            "file": lambda: load_adapter(self.model, "nowhere.safetensors", "z"),
+        }
+        with pytest.raises((ValueError, FileNotFoundError)):
+            calls[wrong]()
+
+    # ---- what else happens to a denoiser -----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.attached)
+    @rule(which=one_of_them)
+    def train(self, which: int) -> None:
+        """All numbers of an adapter change in place, to those of the other file of its family."""
+        name = self.chosen(which)
+        family, variant = self.attached[name].file.split("-")
+        path, content = files(self.host)[f"{family}-{1 - int(variant)}"]
+        stored = safetensors.torch.load_file(path)
+        part = next(iter(stored)).partition(".")[0]
+        adapter_set = find_adapter_set(self.model)
+        assert adapter_set is not None
+        for place, adapter in adapter_set.of(name).items():
+            adapter.load_state_dict({key: stored[f"{part}.{place}:{key}"] for key in adapter.state_dict()})
+        self.attached[name] = content
+
+    @rule(dtype=st.sampled_from(DTYPES))
+    def cast(self, dtype: torch.dtype) -> None:
+        nn.Module.to(self.model, dtype)
+        self.dtype = dtype
+        self.rounded |= self.fused is not None and dtype == torch.bfloat16
+
+    @rule()
+    def copy(self) -> None:
+        self.model = copy.deepcopy(self.model)
+
+    @rule()
+    def replace_processors(self) -> None:
+        """As many calls of diffusers do."""
+        for module in self.model.modules():
+            if callable(getattr(module, "processor", None)):
+                module.set_processor(module.processor.__class__())
+
+    # ---- what must be true at any time -------------------------------------------------------------------------------
+
+    @invariant()
+    def output_is_the_references(self) -> None:
+        User.taken += 1
+        blend = self.acting() if self.fused is None else self.fused
+        with inputs_in(self.dtype):
+            got = run(self.model, self.host)
+        base = bare(self.host, self.dtype)
+        if not blend:
+            assert torch.equal(got, base)
+            return
+        wanted, wide = reference(self.host, blend), bare(self.host, torch.float32)
+        error = HALF_ERROR if self.rounded or self.dtype == torch.bfloat16 else WIDE_ERROR
+        scale = max(float((wanted - wide).norm()), 0.1 * float(wide.norm()))
+        assert float((got - wanted).norm()) < error * scale
+
+    @invariant()
+    def book_is_the_references(self) -> None:
+        assert get_active_adapters(self.model) == (self.weights if self.enabled else {})
+        assert set(list_adapters(self.model)) == set(self.attached)
+
+    def chosen(self, which: int) -> str:
+        """One of the attached adapters."""
+        return list(self.attached)[which % len(self.attached)]
+
+    def acting(self) -> Blend:
+        """File and weight of what the next forward adds."""
+        active = self.weights.items() if self.enabled else ()
+        return tuple(sorted((self.attached[name].file, weight) for name, weight in active if weight))
+
+    def _loaded(self, name: str, content: Numbers, weight: float) -> None:
+        self.attached[name] = content
+        self.weights[name] = weight
+        self.enabled = True
+
+    @contextmanager
+    def refused(self, expected: bool) -> Any:
+        """Inside, an error is raised if and only if it is `expected`; then the book is not touched."""
+        if not expected:
+            yield
+            return
+        with pytest.raises((RuntimeError, ValueError)):
+            yield

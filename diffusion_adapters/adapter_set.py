@@ -91,8 +91,7 @@ class AdapterSet(nn.Module):
         self._refuse_while_fused("delete adapters")
         del self.adapters[_key(name)], self.infos[name]
         self._planned = None
-        others = {other: weight for other, weight in self.weights.items() if other != name}
-        self.set_weights(others, self.enabled or not self.infos)
+        self.set_weights({n: w for n, w in self.weights.items() if n != name}, self.enabled or not self.infos)
 
     def of(self, name: str) -> dict[str, Adapter]:
         """The adapters of `name` by path."""

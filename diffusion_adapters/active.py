@@ -26,15 +26,9 @@ def set_adapters(
     A weight is a number, a mapping of scopes or an `AdapterWeight`; one for all, a sequence of one each, or a mapping
     by adapter name. All or nothing: raises ValueError, TypeError for a weight that cannot be.
     """
-    names = [names] if isinstance(names, str) else list(names)
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"adapter {twice[0]!r} is named twice")
     sets = adapter_sets(model)
-    check_names(sets, names)
-    weights = _by_name(names, adapter_weights, {name for adapter_set in sets.values() for name in adapter_set.infos})
-    taken = take_weights(model, sets, weights)
-    own = [(s, {name: taken[name] for name in names if name in s.infos}) for s in sets.values()]
+    taken = named_weights(model, sets, names, adapter_weights)
+    own = [(s, {name: weight for name, weight in taken.items() if name in s.infos}) for s in sets.values()]
     for adapter_set, its in own:
         adapter_set.set_weights(its, pipeline=pipeline_of(model))
     set_text(model, taken)
@@ -44,6 +38,19 @@ def set_adapters(
 def pipeline_of(model: Any) -> Any:
     """`model` if it is a pipeline, whose scheduler tells the denoising step."""
     return model if hasattr(model, "scheduler") else None
+
+
+def named_weights(
+    model: Any, sets: Mapping[str, AdapterSet], names: str | Sequence[str], adapter_weights: Any
+) -> dict[str, float | AdapterWeight]:
+    """Name -> weight for what `set_adapters` takes. Raises ValueError, TypeError."""
+    names = [names] if isinstance(names, str) else list(names)
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"adapter {twice[0]!r} is named twice")
+    check_names(sets, names)
+    known = {name for adapter_set in sets.values() for name in adapter_set.infos}
+    return take_weights(model, sets, _by_name(names, adapter_weights, known))
 
 
 def _by_name(names: list[str], given: Any, known: set[str]) -> dict[str, Any]:

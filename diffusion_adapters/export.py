@@ -1,107 +1,145 @@
-"""Export an adapter to a plain diffusers LoRA file: exact where it is low rank, else by SVD with the error stated."""
+"""Export adapters to one plain LoRA file: exact where they are low rank, else by SVD with the error stated."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .adapter import Adapter
-from .attach import adapter_sets, check_names
+from .dialects import KOHYA_MODULES, check_dialect, layer_names, write_layer
 from .file import describe_base, version, write_safetensors
 from .labels import labels
-from .linalg import dense_weight, truncated_svd
-from .text import lora_tensors, text_parts
-from .tokens import embeddings, token_parts
+from .reduce import Cut, Factors, Loss, Stored, reduce_sum
+from .sources import Place, Sources
+from .tokens import embeddings
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportReport:
-    """What an export wrote: its largest rank, and ‖BA − ΔW‖ / ‖ΔW‖ over all projections and at the worst one."""
+class ExportReport(Loss):
+    """What an export wrote: its largest rank, and ‖BA − ΔW‖ / ‖ΔW‖ over all projections and at the worst one.
+
+    B and A are those in the file, so that the errors include the rounding to its dtype. `exact`: nothing but that
+    rounding was lost.
+    """
 
     path: Path
     rank: int
-    relative_error: float
-    worst_error: float
-    worst_place: str
-
-    @property
-    def exact(self) -> bool:
-        """Whether every projection is low rank as it is, so that nothing was approximated."""
-        return self.relative_error == 0.0
+    exact: bool
+    dtype: torch.dtype
 
 
 @torch.no_grad()
 def export_lora(
-    model: Any, name: str, path: str | Path, *, rank: int = 64, dtype: torch.dtype = torch.float32
+    model: Any,
+    names: str | Sequence[str] | Mapping[str, Any] | None,
+    path: str | Path,
+    *,
+    dialect: str = "diffusers",
+    rank: int | None = None,
+    energy: float | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    adapter_weights: Any = None,
 ) -> ExportReport:
-    """Write adapter `name` as a LoRA file that stock `pipe.load_lora_weights` reads; its weight there is 1.
+    """Write adapters as one LoRA file, whose weight is 1: stock `pipe.load_lora_weights` reads it.
 
+    `names`: one adapter, or several, which are added up; None for those that are active, with their weights.
+    `adapter_weights`: as in `set_adapters`, 1 if not given; scopes are taken along, what depends on step, region,
+    sample or band is a ValueError.
+    `dialect`: `diffusers` keys, or those of `kohya` (sd-scripts, and what reads its files) or `comfyui`, for bases that
+    have them.
+    `rank`, `energy`: an SVD of what is not low rank is cut at this rank (64 if neither is given), and where this share
+    of its squared norm is reached. What is low rank is written as it is.
     New tokens go into a second file, NAME_emb, for `pipe.load_textual_inversion`.
-    `rank`: kept by the SVD of what is not low rank (1 to min(in, out)); an exact part keeps its own rank.
+    `dtype`: fp32, fp16 or bf16.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
-    sets = adapter_sets(model)
-    check_names(sets, [name])
-    tensors: dict[str, Tensor] = {}
-    errors: dict[str, tuple[float, float]] = {}
-    for component, adapter_set in sets.items():
-        if name not in adapter_set.infos:
+    cut = Cut(64 if rank is None and energy is None else rank, energy)
+    if (kind := DTYPES.get(str(dtype).removeprefix("torch."))) is None:
+        raise ValueError(f"dtype must be one of {', '.join(list(DTYPES)[:3])}; got {dtype}")
+    sources = Sources(model, names, adapter_weights, "exported")
+    denoisers = {component: sources.sets[component].denoiser for component in sources.components()}
+    check_dialect(dialect, denoisers)
+    places = {(place.component, place.path): place for place in (*sources.places(), *sources.text_places())}
+    found: dict[tuple[str, str], Factors] = {}
+    for where, place in places.items():
+        deltas = [delta for delta in place.deltas if delta.weight != 0]
+        if not deltas:
             continue
-        projections = adapter_set.places()
-        for place, adapter in adapter_set.of(name).items():
-            before = adapter_set.fused.get(place)  # W as it was, if adapters are fused into it now
-            weight = functools.partial(dense_weight, projections[place].base) if before is None else before.float
-            try:
-                (up, down), errors[f"{component}.{place}"] = _factors(adapter, weight, rank)
-            except ValueError as error:
-                raise ValueError(f"{component}.{place}: {error}") from error
-            tensors[f"{component}.{place}.lora_A.weight"] = down.to(dtype)
-            tensors[f"{component}.{place}.lora_B.weight"] = up.to(dtype)
-    lost, whole = (sum(pair[i] ** 2 for pair in errors.values()) ** 0.5 for i in (0, 1))
-    ratios = {place: lost / whole if whole else 0.0 for place, (lost, whole) in errors.items()}
-    worst = max(ratios, key=ratios.__getitem__)
-    report = ExportReport(
-        Path(path),
-        max(t.shape[0] for k, t in tensors.items() if "lora_A" in k),
-        lost / whole if whole else 0.0,
-        ratios[worst],
-        worst,
-    )
-    holder = next(s for s in sets.values() if name in s.infos)
-    metadata = {
-        "format": "pt",
-        "exported_by": f"diffusion-adapters {version()}",
-        "exported_from": holder.infos[name].family,
-        "relative_error": f"{report.relative_error:.3e}",
-        **labels(holder.infos[name], describe_base(holder.denoiser), name, report.rank),
-    }
-    text = {key: value.to(dtype) for key, value in lora_tensors(text_parts(model, name)).items()}
-    write_safetensors(tensors | text, metadata, path)
-    if tokens := token_parts(model, name):
+        try:
+            found[where] = reduce_sum(deltas, cut)
+        except ValueError as error:
+            raise ValueError(f"{'.'.join(where)}: {error}") from error
+    if not found:
+        raise ValueError(f"every weight of {', '.join(sources.names)} is 0; there is nothing to export")
+    tensors, said = _layers(dialect, denoisers, places, found, kind)
+    ranks = [factors.rank for factors in found.values()]
+    exact = all(factors.wanted is None for factors in found.values())
+    report = ExportReport(**vars(Loss.of(said)), path=Path(path), rank=max(ranks), exact=exact, dtype=kind)
+    write_safetensors({key: value.cpu() for key, value in tensors.items()}, _header(sources, report, dialect), path)
+    if tokens := sources.tokens():
         names = {"format": "pt", "tokens": " ".join(next(iter(tokens.values())).tokens)}
         write_safetensors(embeddings(tokens), names, report.path.with_name(f"{report.path.stem}_emb.safetensors"))
     return report
 
 
-def _factors(
-    adapter: Adapter, weight: Callable[[], Tensor], rank: int
-) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
-    """(B, A), and the norms of what they miss and of ΔW. `weight` gives W, if it must be read."""
-    exact = adapter.low_rank()
-    if exact is not None and not adapter.transforms_input and not adapter.adds_output:
-        return exact, (0.0, 1.0)
-    delta = adapter.delta_weight(weight())
-    if not bool(torch.isfinite(delta).all()):
-        raise ValueError("ΔW is not finite; nothing was saved")
-    rest = delta if exact is None else delta - exact[0] @ exact[1]
-    up, down, error = truncated_svd(rest, min(rank, *rest.shape))
-    if exact is not None:
-        up, down = torch.cat((exact[0], up), dim=1), torch.cat((exact[1], down))
-    return (up, down), (error * float(rest.norm()), float(delta.norm()))
+def _layers(
+    dialect: str,
+    denoisers: Mapping[str, nn.Module],
+    places: Mapping[tuple[str, str], Place],
+    found: Mapping[tuple[str, str], Factors],
+    dtype: torch.dtype,
+) -> tuple[dict[str, Tensor], dict[str, Stored]]:
+    """Tensors by key, and what is stored by place."""
+    names = layer_names(dialect, denoisers, found)
+    ranks = {name: sum(found[where].rank for where in parts if where in found) for name, parts in names.items()}
+    # One alpha for the file, the largest rank: diffusers takes one for all layers where the names are kohya's.
+    alpha = float(max(ranks.values()))
+    tensors: dict[str, Tensor] = {}
+    said: dict[str, Stored] = {}
+    for name, parts in names.items():
+        scale = 1.0 if dialect == "diffusers" else ranks[name] / alpha
+        blocks: list[tuple[Tensor, Tensor] | int] = []
+        for component, path in parts:
+            where = (component, path)
+            if where in found:
+                stored = said[".".join(where)] = found[where].store(dtype, scale)
+                blocks.append(_shaped(stored, places[where].shape))
+            else:
+                blocks.append(int(denoisers[component].get_submodule(path).out_features))  # type: ignore[arg-type]
+        tensors |= write_layer(dialect, name, blocks, alpha)
+    return tensors, said
+
+
+def _shaped(stored: Stored, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    if len(shape) == 2:
+        return stored.up, stored.down
+    return stored.up[..., None, None], stored.down.view(-1, *shape[1:])  # a convolution, then one of 1 x 1
+
+
+def _header(sources: Sources, report: ExportReport, dialect: str) -> dict[str, str]:
+    denoiser = sources.sets[sources.components()[0]].denoiser
+    infos = [sources.info(name) for name in sources.names]
+    info = infos[0]
+    if len(infos) > 1:
+        triggers = ", ".join(dict.fromkeys(own.trigger for own in infos if own.trigger))
+        info = dataclasses.replace(info, trigger=triggers or None, training={})
+    metadata = {
+        "format": "pt",
+        "exported_by": f"diffusion-adapters {version()}",
+        "exported_from": ", ".join(dict.fromkeys(own.family for own in infos)),
+        "relative_error": f"{report.relative_error:.3e}",
+        "provenance": json.dumps({"method": "sum", "sources": sources.provenance()}),
+        **labels(info, describe_base(denoiser), " + ".join(sources.names), report.rank),
+    }
+    if len(infos) > 1:
+        metadata["modelspec.merged_from"] = ", ".join(sources.names)
+    if dialect == "kohya":
+        metadata["ss_network_module"] = KOHYA_MODULES[type(denoiser).__name__]
+    return metadata

@@ -128,19 +128,25 @@ def save_sets(
 ) -> Path:
     """Write adapter `name` of every denoiser in `sets`, and its part in text encoders (by component), to one file."""
     holders = {component: adapter_set for component, adapter_set in sets.items() if name in adapter_set.infos}
-    tensors: dict[str, Tensor] = {}
-    for component, adapter_set in holders.items():
-        for place, adapter in adapter_set.of(name).items():
-            for key, value in adapter.state_dict().items():
-                tensors[f"{component}.{place}:{key}"] = value.detach().cpu()
-    for component, part in (text or {}).items():
-        tensors |= {f"{component}.{key}": value.detach().cpu() for key, value in part.tensors.items()}
-    tensors |= {f"{component}.tokens:rows": part.rows.detach().cpu() for component, part in (tokens or {}).items()}
+    tensors = adapter_tensors(holders, name, text or {}, tokens or {})
     info = next(iter(holders.values())).infos[name]
     bases = {component: describe_base(adapter_set.denoiser) for component, adapter_set in holders.items()}
     parts = {"text_encoders": {component: part.as_dict() for component, part in (text or {}).items()}}
     parts["tokens"] = {component: part.as_dict() for component, part in (tokens or {}).items()}
     return write_safetensors(tensors, _header(info, bases, name, parts), path)
+
+
+def adapter_tensors(
+    sets: Mapping[str, AdapterSet], name: str, text: Mapping[str, TextPart], tokens: Mapping[str, TokenPart]
+) -> dict[str, Tensor]:
+    """The values of adapter `name` on the CPU, by their keys in a file."""
+    tensors: dict[str, Tensor] = {}
+    for component, adapter_set in sets.items():
+        for place, adapter in adapter_set.of(name).items():
+            tensors |= {f"{component}.{place}:{key}": value for key, value in adapter.state_dict().items()}
+    tensors |= {f"{component}.{key}": value for component, part in text.items() for key, value in part.tensors.items()}
+    tensors |= {f"{component}.tokens:rows": part.rows for component, part in tokens.items()}
+    return {key: value.detach().cpu() for key, value in tensors.items()}
 
 
 def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str, parts: Mapping[str, Any]) -> dict[str, str]:

@@ -114,6 +114,8 @@ LAYERS = [
     ("attach",),
     ("active",),
     ("store",),
+    ("sources", "native"),
+    ("reduce", "dialects"),
     ("export",),
     ("formats", "mergers"),
     ("__init__",),

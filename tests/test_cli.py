@@ -210,10 +210,23 @@ def test_export_writes_what_stock_diffusers_reads(run: Run, files: dict[str, Pat
 
 def test_export_lies_beside_the_adapter_unless_told(run: Run, tmp_path: Path) -> None:
     file = trained(tmp_path / "sub" / "one.safetensors")
-    code, out, _ = run("export", file, "--dtype", "float16")
+    code, out, _ = run("export", file)
     assert code == 0
     assert (tmp_path / "sub" / "pytorch_lora_weights.safetensors").exists()
     assert out.strip().endswith("exact")
+
+
+def test_export_of_a_blend_in_half_precision_for_kohya(run: Run, files: dict[str, Path]) -> None:
+    flags = ("--dtype", "fp16", "--dialect", "kohya", "--output", "blend.safetensors")
+    code, out, err = run("export", f"{files['lora']}:0.5", f"{files['other']}:-1", *flags)
+    assert code == 0, err
+    assert "exact but for the rounding to fp16, relative error " in out
+    assert 1e-5 < float(out.split()[-1]) < 1e-3
+    ours, stock = pipeline(), pipeline()
+    for name, weight in (("lora", 0.5), ("other", -1.0)):
+        load_adapter(ours, files[name], adapter_weight=weight)
+    stock.load_lora_weights("blend.safetensors")
+    assert (sample(ours) - sample(stock)).abs().max() < 1e-3
 
 
 # ---- what is wrong ---------------------------------------------------------------------------------------------------
@@ -268,6 +281,7 @@ def test_wrong_places_to_write(run: Run, files: dict[str, Path], tmp_path: Path)
     assert_fails(run("export", files["lora"], "--output", tmp_path), "is a folder")
     assert_fails(run("export", files["lora"], "--rank", 0), "--rank", "at least 1, got '0'")
     assert_fails(run("export", files["lora"], "--dtype", "int8"), "--dtype", "int8")
+    assert_fails(run("export", files["lora"], "--energy", 2), "energy", "2.0")
     (tmp_path / "file").write_text("x")
     assert_fails(run("generate", "--prompt", "x", "--steps", 1, "--output", tmp_path / "file" / "a.png"), "file")
 

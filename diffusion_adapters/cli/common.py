@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,29 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     try:
         return Path(path), float(weight)
     except ValueError:
-        raise ValueError(
-            f"--adapter {text}: the weight {weight!r} is not a number; write FILE or FILE:WEIGHT"
-        ) from None
+        raise ValueError(f"{text}: the weight {weight!r} is not a number; write FILE or FILE:WEIGHT") from None
+
+
+def load_blend(base: str | None, texts: Sequence[str]) -> tuple[Any, dict[str, float]]:
+    """The base with the adapters of `FILE[:WEIGHT]` texts, and their names and weights. Files are read before it."""
+    from .. import load_adapter
+    from ..file import read_adapter
+
+    chosen = [parse_adapter(text) for text in texts]
+    for path, _ in chosen:
+        read_adapter(path)  # loading the base can take minutes
+    pipe = load_base(base)
+    stems = [path.stem.replace(".", "_") for path, _ in chosen]
+    names = [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]
+    for name, (path, weight) in zip(names, chosen, strict=True):
+        load_adapter(pipe, path, name, adapter_weight=weight)
+    return pipe, dict(zip(names, (weight for _, weight in chosen), strict=True))
+
+
+def add_blend(parser: argparse.ArgumentParser) -> None:
+    """Declare the files that `load_blend` takes, and the base."""
+    parser.add_argument("file", nargs="+", metavar="FILE[:WEIGHT]", help="adapter file; several are blended")
+    parser.add_argument("--base", help="pipeline that they were trained on (default: the embedded base)")
 
 
 def count(text: str) -> int:

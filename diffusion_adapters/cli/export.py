@@ -5,38 +5,47 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import COMMANDS, Command, count, load_base
+from .common import COMMANDS, Command, add_blend, count, load_blend
 
 
 @COMMANDS.register("export")
 class Export(Command):
-    """Write an adapter as a plain LoRA file for any program that reads diffusers LoRA files."""
+    """Write adapters as one plain LoRA file for other programs.
+
+    An adapter that is low rank is written exactly; of any other the best LoRA is, and the error is printed and stored.
+    Several adapters, each times its weight, become one file of their sum.
+
+    The file's keys are those of `pipe.load_lora_weights` (diffusers), of kohya's sd-scripts, which web UIs read, or of
+    ComfyUI.
+    """
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_blend(parser)
         add = parser.add_argument
-        add("file", help="adapter file")
-        add("--base", help="pipeline that the adapter was trained on (default: the embedded base)")
-        add("--output", help="LoRA file to write (default: pytorch_lora_weights.safetensors beside the adapter)")
-        add("--rank", type=count, default=64, help="rank kept of what is not low rank (default: 64)")
-        add("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="default: float32")
+        add("--output", help="file to write (default: pytorch_lora_weights.safetensors beside the first adapter)")
+        add("--dialect", default="diffusers", choices=("diffusers", "kohya", "comfyui"), help="whose keys to use")
+        add("--rank", type=count, help="rank kept of what is not low rank (default: 64 if --energy is not given)")
+        energy = "share of the squared norm kept of what is not low rank, 0.99 say: each projection has its own rank"
+        add("--energy", type=float, help=energy)
+        add("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"), help="numbers in the file")
 
     @staticmethod
     def run(args: argparse.Namespace) -> None:
-        import torch
+        from .. import export_lora
+        from .common import parse_adapter
 
-        from .. import export_lora, load_adapter
-        from ..file import read_adapter
-
-        read_adapter(args.file)
-        pipe = load_base(args.base)
-        name = load_adapter(pipe, args.file)
-        output = args.output or str(Path(args.file).with_name("pytorch_lora_weights.safetensors"))
-        report = export_lora(pipe, name, output, rank=args.rank, dtype=getattr(torch, args.dtype))
-        if report.exact:
-            print(f"{report.path}: rank {report.rank}, exact")
+        pipe, weights = load_blend(args.base, args.file)
+        first, _ = parse_adapter(args.file[0])
+        output = args.output or str(Path(first).with_name("pytorch_lora_weights.safetensors"))
+        settings = {"dialect": args.dialect, "rank": args.rank, "energy": args.energy, "dtype": args.dtype}
+        report = export_lora(pipe, weights, output, **settings)
+        error = f"relative error {report.relative_error:.3g}"
+        if not report.exact:
+            worst = f"worst {report.worst_error:.3g} at {report.worst_place}"
+            text = f"{error} ({worst}); a larger --rank or --energy lowers it"
+        elif report.relative_error < 1e-6:
+            text = "exact"
         else:
-            print(
-                f"{report.path}: rank {report.rank}, relative error {report.relative_error:.3g} "
-                f"(worst {report.worst_error:.3g} at {report.worst_place}); a larger --rank lowers it"
-            )
+            text = f"exact but for the rounding to {args.dtype}, {error}"
+        print(f"{report.path}: rank {report.rank}, {text}")

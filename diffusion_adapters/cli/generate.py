@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import COMMANDS, POCKET_GUIDANCE, Command, count, load_base, parse_adapter
+from .common import COMMANDS, POCKET_GUIDANCE, Command, count, load_blend
 
 
 @COMMANDS.register("generate")
@@ -32,21 +32,16 @@ class Generate(Command):
         import torch
         from PIL import Image
 
-        from .. import load_adapter, set_adapters
-        from ..file import read_adapter
+        from .. import set_adapters
 
-        chosen = [parse_adapter(text) for text in args.adapter]
-        for path, _ in chosen:
-            read_adapter(path)  # before the base is loaded, which can take minutes
         output = Path(args.output)
         if output.is_dir():
             raise ValueError(f"--output {output} is a folder; give the name of a picture")
         if output.suffix.lower() not in Image.registered_extensions():
             raise ValueError(f"--output {output}: unknown kind of picture {output.suffix!r}; end the name in .png")
-        pipe = load_base(args.base)
-        names = [load_adapter(pipe, path, f"adapter_{i}", adapter_weight=w) for i, (path, w) in enumerate(chosen)]
-        if names:
-            set_adapters(pipe, names, [weight for _, weight in chosen])
+        pipe, weights = load_blend(args.base, args.adapter)
+        if weights:
+            set_adapters(pipe, list(weights), list(weights.values()))
         guidance_scale = POCKET_GUIDANCE if args.guidance_scale is None and args.base is None else args.guidance_scale
         settings = {"guidance_scale": guidance_scale, "negative_prompt": args.negative_prompt}
         settings = {name: value for name, value in settings.items() if value is not None}

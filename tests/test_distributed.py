@@ -22,6 +22,7 @@ from tests.test_resume import go, same
 from tests.tiny import save_pipeline
 from train import checkpoint
 from train.bases import sample
+from train.launch import missing
 from train.processes import make_accelerator
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +113,21 @@ def test_configurations_are_ones_that_accelerate_reads(name):
     assert f"--config_file train/configs/accelerate/{name}" in text
     assert config.distributed_type.value in text
     assert set(config.fsdp_config) <= {action.dest for action in launch_command_parser()._actions}
+
+
+@pytest.mark.parametrize("flags", [["--num_processes", "2", "--cpu"], ["--config_file", str(CONFIGS / "cpu_2.yaml")]])
+def test_what_the_launcher_leaves_out_on_the_cpu(flags):
+    """However it was called, and only where it was."""
+    for name in (["/bin/accelerate", "launch"], ["accelerate-launch"], ["-m", "accelerate.commands.launch"]):
+        found = missing(["python", *name, *flags, "train/dreambooth.py", "--rank", "2"])
+        assert found[:2] == ["--nproc_per_node", "2"]
+        assert found[-3:] == ["train/dreambooth.py", "--rank", "2"]
+        assert missing(["python", *name, *flags, "--num_processes", "1", "train/dreambooth.py"]) == []
+        assert missing(["python", *name, *flags, "--mpirun_hostfile", "hosts", "train/dreambooth.py"]) == []
+    assert missing(["python", "-m", "accelerate.commands.launch", *flags, "-m", "train.dreambooth"])[-2:] == [
+        "--module", "train.dreambooth",
+    ]  # fmt: skip
+    assert missing(["bash", "launch", *flags]) == []
 
 
 @pytest.mark.slow

@@ -8,9 +8,8 @@ trains on the sample subject and the embedded base: no network, no GPU, about a 
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --instance_data_dir my_cat --instance_prompt "a photo of sks cat"
 
-The output folder gets adapter.safetensors, grid.png (before and after), loss.png, image_0.png ..., README.md (a model
-card), config.toml, which repeats the run (--config config.toml), and checkpoints, from which a run that was stopped
-goes on: --resume_from_checkpoint latest. --adapter FAMILY --help lists the options of a family.
+The output folder gets adapter.safetensors, pictures, loss.png, README.md (a model card), config.toml, which repeats the
+run, and checkpoints, from which it goes on: --resume_from_checkpoint latest.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from train.data import DataOptions, build_dataset, check_data, generate_missing,
 from train.engine import Trainer
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper, attach
+from train.launch import join_processes
 from train.objective import LossOptions, Objective
 from train.pilot import PilotOptions
 from train.processes import make_accelerator, sharded
@@ -84,14 +84,13 @@ def run(
         watch.begin(finished, trainer)
         for record in trainer.train(lambda: stop() or watch.stop, keep):
             yield watch(record)
-    main_process = accelerator.is_main_process
     with trainer.inference():
         finished = watch.settle()
-        if main_process:
+        if accelerator.is_main_process:
             results.write(finished)
         elif sharded(accelerator):
             results.assist(finished)
-    return finished if main_process else None
+    return finished if accelerator.is_main_process else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,4 +116,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    join_processes()
     sys.exit(main())

@@ -76,7 +76,7 @@ def take_weights(
     for name, given in weights.items():
         weight = as_weight(given, name)
         if weight.scopes:
-            places = [(component, path) for component, s in sets.items() for path in s.projections()]
+            places = [(component, path) for component, s in sets.items() for path in s.places()]
             check_scopes(weight, places + [(component, "") for component in find_text_encoders(model)])
         taken[name] = weight if isinstance(given, (Mapping, AdapterWeight)) else weight.value
     return taken

@@ -18,6 +18,46 @@ class AdapterConfig(Options):
     """Hyperparameters of a family. Each field is declared with `option(default, help, bounds)`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ForeignLayer:
+    """What another program's file holds of one layer: its tensors by the names of `formats.tensors`.
+
+    `shape`: (out, in) of the layer here, a convolution as a matrix of patches. `rows`: where this layer is a part of
+    the one that the file is about, the runs of rows that are it. `settings`: what the file says beside its tensors.
+    """
+
+    tensors: Mapping[str, Tensor]
+    shape: tuple[int, int]
+    rows: tuple[tuple[int, int], ...] | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].float()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def alpha(self, rank: int) -> float:
+        """The numerator of the scale alpha / rank; without one the scale is 1."""
+        if "alpha" in self.tensors:
+            return float(self.tensors["alpha"].float())
+        return rank * float(self.settings.get("scale", 1.0))
+
+    def take(self, value: Tensor) -> Tensor:
+        """The rows of `value` that are of this layer. Raises ValueError if it has too few."""
+        if self.rows is None:
+            return value
+        if len(value) < max(stop for _, stop in self.rows):
+            raise ValueError(f"its {len(value)} rows are fewer than those of the layers that it is made of")
+        return torch.cat([value[start:stop] for start, stop in self.rows])
+
+    def check(self, name: str, value: Tensor, *shape: int) -> Tensor:
+        """`value`. Raises ValueError unless it is of this shape."""
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {shape}")
+        return value
+
+
 class Adapter(nn.Module):
     """One adapter on one linear projection y = W x + b, W (out, in). W is frozen; ΔW = 0 after `__init__`.
 
@@ -35,6 +75,8 @@ class Adapter(nn.Module):
     """Whether `__init__` or `delta_weight` uses the numbers of W; if not, a meta tensor of its shape will do."""
     learning_rate: ClassVar[float] = 1e-4
     """Learning rate of AdamW to begin with."""
+    foreign: ClassVar[tuple[frozenset[str], ...]] = ()
+    """The sets of tensors, beside `alpha`, by which a layer of another program's file is of this family."""
 
     def __init__(self, weight: Tensor, config: Any) -> None:
         """`weight`: the frozen W, (out, in), fp32, on any device; on `meta` only shapes count. Raises ValueError."""
@@ -87,6 +129,11 @@ class Adapter(nn.Module):
         adapter.check_tensors(tensors)
         adapter.load_state_dict(tensors)
         return adapter
+
+    @classmethod
+    def from_foreign(cls, layer: ForeignLayer) -> tuple[AdapterConfig, dict[str, Tensor]]:
+        """Options and tensors that give the same ΔW. Raises ValueError for one that is misshapen."""
+        raise NotImplementedError
 
     def check_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Raise ValueError unless `tensors` has exactly the names and shapes of this adapter's own state."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .dialects import KOHYA_MODULES, check_dialect, layer_names, write_layer
-from .file import describe_base, version, write_safetensors
+from .file import describe_base, version
 from .labels import labels
 from .reduce import Cut, Factors, Loss, Stored, reduce_sum
+from .safe import write_safetensors
 from .sources import Place, Sources
 from .tokens import embeddings
 

@@ -62,6 +62,25 @@ def matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
+def narrowed(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product B A of factors whose rank exceeds min(out, in), with that as their rank."""
+    if up.shape[1] <= min(len(up), down.shape[1]):
+        return up, down
+    if len(up) <= down.shape[1]:
+        return torch.eye(len(up)).to(up), up @ down
+    return up @ down, torch.eye(down.shape[1]).to(up)
+
+
+def patched(core: Tensor, down: Tensor, columns: int) -> Tensor:
+    """A (rank, columns) of patches, of a core (rank, inner, height, width) and (inner, channels).
+
+    Raises ValueError, before anything is made, where they do not make as many columns.
+    """
+    if core.ndim != 4 or core.shape[1] != len(down) or down.shape[1:].numel() * core.shape[2:].numel() != columns:
+        raise ValueError(f"a core {tuple(core.shape)} and {tuple(down.shape)} do not make {columns} columns")
+    return torch.einsum("ijkl,jr->irkl", core, matrix(down)).flatten(1)
+
+
 def ring_delta(x: Tensor, cores: Sequence[Tensor], starts: Sequence[Tensor], bonds: Tensor) -> Tensor:
     """(T - I) x for rows x (tokens, in), T a ring of three cores S_d + E_d, of which the S_d alone give the identity.
 

@@ -30,7 +30,7 @@ from diffusion_adapters import (
     unfuse_adapters,
 )
 from diffusion_adapters.attach import match_targets
-from diffusion_adapters.file import read_safetensors
+from diffusion_adapters.safe import read_safetensors
 from tests.hosts import TOLERANCE, adapt, build, distance, merge, pipeline, run, sample, small, stir
 
 HOST = "flux"

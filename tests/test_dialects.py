@@ -16,8 +16,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from diffusion_adapters import AdapterWeight, add_adapter, add_text_adapter, export_lora, save_adapter, set_adapters
-from diffusion_adapters.file import read_safetensors
 from diffusion_adapters.native import native_names
+from diffusion_adapters.safe import read_safetensors
 from diffusion_adapters.sources import Sources
 from tests.hosts import small, stir
 from tests.pipelines import build

@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_no_half_written_file(base, place, capsys, monkeypatc
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("diffusion_adapters.file.os.fsync", full)
+    monkeypatch.setattr("diffusion_adapters.safe.os.fsync", full)
     said = one_line(capsys, *arguments(base, "--adapter", "lora", "--output_dir", "out"))
     assert "could not write out/adapter.safetensors: No space left on device" in said
     assert said.endswith("free some space and try again")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from diffusion_adapters import FAMILIES, AdapterSet, add_adapter, export_lora
-from diffusion_adapters.file import read_safetensors
+from diffusion_adapters.safe import read_safetensors
 from tests.hosts import adapt, build, distance, pipeline, run, sample, small, stir
 
 HOST = "flux"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_adapters.file import read_safetensors
+from diffusion_adapters.safe import read_safetensors
 from tests import forked
 from tests.tiny import save_pipeline
 from train import checkpoint, dreambooth, state

@@ -12,7 +12,8 @@ from typing import Any
 import safetensors
 
 from diffusion_adapters import AdapterInfo
-from diffusion_adapters.file import FORMAT, check_safetensors
+from diffusion_adapters.file import FORMAT
+from diffusion_adapters.safe import check_safetensors
 
 ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError)
 """What the library raises for files and values that it refuses."""

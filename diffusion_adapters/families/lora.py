@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter import FAMILIES, Adapter, AdapterConfig, check_rank
+from ..adapter import FAMILIES, Adapter, AdapterConfig, ForeignLayer, check_rank
+from ..linalg import matrix, narrowed, patched
 from ..options import option
 
 
@@ -31,6 +32,7 @@ class LoRAConfig(AdapterConfig):
 @FAMILIES.register("lora")
 class LoRA(Adapter):
     Config = LoRAConfig
+    foreign = (frozenset({"down", "up"}), frozenset({"down", "up", "mid"}))
 
     def __init__(self, weight: Tensor, config: LoRAConfig) -> None:
         super().__init__(weight, config)
@@ -46,3 +48,16 @@ class LoRA(Adapter):
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         faster = learning_rate * self.config.lora_plus_ratio
         return [{"params": [self.A], "lr": learning_rate}, {"params": [self.B], "lr": faster}]
+
+    @classmethod
+    def from_foreign(cls, layer: ForeignLayer) -> tuple[LoRAConfig, dict[str, Tensor]]:
+        down, up = matrix(layer["down"]), layer.take(matrix(layer["up"]))
+        rank = len(down)
+        if "mid" in layer:
+            down = patched(layer["mid"], down, layer.shape[1])
+        layer.check("down", down, rank, layer.shape[1])
+        layer.check("up", up, layer.shape[0], rank)
+        if layer.rows is not None and up.any():  # a part of a layer may have no use for a part of its A
+            up, down = up[:, up.any(dim=0)], down[up.any(dim=0)]
+        up, down = narrowed(up, down)
+        return cls.Config(rank=len(down), alpha=layer.alpha(rank) * len(down) / rank), {"A": down, "B": up}

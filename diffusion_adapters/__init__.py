@@ -17,10 +17,9 @@ from .attach import (
     list_adapters,
     unfuse_adapters,
 )
-from .doctor import inspect_adapter
 from .export import export_lora
 from .options import option
-from .report import AdapterReport
+from .prompt import parse_prompt
 from .store import load_adapter, save_adapter
 from .text import add_text_adapter
 from .tokens import add_tokens
@@ -31,7 +30,6 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterInfo",
-    "AdapterReport",
     "AdapterSet",
     "AdapterWeight",
     "add_adapter",
@@ -44,10 +42,10 @@ __all__ = [
     "export_lora",
     "fuse_adapters",
     "get_active_adapters",
-    "inspect_adapter",
     "list_adapters",
     "load_adapter",
     "option",
+    "parse_prompt",
     "save_adapter",
     "set_adapters",
     "unfuse_adapters",

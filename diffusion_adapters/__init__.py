@@ -17,9 +17,11 @@ from .attach import (
     list_adapters,
     unfuse_adapters,
 )
+from .doctor import inspect_adapter
 from .export import export_lora
 from .options import option
 from .prompt import parse_prompt
+from .report import AdapterReport
 from .store import load_adapter, save_adapter
 from .text import add_text_adapter
 from .tokens import add_tokens
@@ -30,6 +32,7 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "AdapterInfo",
+    "AdapterReport",
     "AdapterSet",
     "AdapterWeight",
     "add_adapter",
@@ -42,6 +45,7 @@ __all__ = [
     "export_lora",
     "fuse_adapters",
     "get_active_adapters",
+    "inspect_adapter",
     "list_adapters",
     "load_adapter",
     "option",

@@ -181,8 +181,8 @@ def test_inspect_tells_what_a_file_is(run: Run, files: dict[str, Path], family: 
     assert "a sks cat" in rows["trigger"]
     assert "steps=7" in rows["training"]
     assert "diffusion-adapters" in rows["format"]
-    assert "UNet2DConditionModel" in rows["unet"]
-    assert "32 projections" in rows["unet"]
+    assert "UNet2DConditionModel" in rows["base"]
+    assert "32 layers" in rows["unet"]
 
 
 def test_families_lists_every_option_and_alias(run: Run) -> None:
@@ -247,7 +247,8 @@ def test_wrong_files(run: Run, tmp_path: Path, files: dict[str, Path], command: 
     torch.save({"a": torch.zeros(1)}, tmp_path / "pickle.bin")
     (tmp_path / "cut.safetensors").write_bytes(files["lora"].read_bytes()[:200])
     assert_fails(call("absent.safetensors"), "no adapter file at absent.safetensors")
-    assert_fails(call(tmp_path), "is a folder")
+    (tmp_path / "empty").mkdir()
+    assert_fails(call(tmp_path / "empty"), "no .safetensors file in")
     assert_fails(call(tmp_path / "pickle.bin"), "pickle.bin", "a pickle can run code", ".safetensors")
     assert_fails(call(tmp_path / "cut.safetensors"), "cut.safetensors", "truncated")
     assert not any(Path().iterdir())

@@ -23,9 +23,8 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from diffusion_adapters import load_adapter, set_adapters
+from diffusion_adapters import inspect_adapter, load_adapter, set_adapters
 from diffusion_adapters.cli.common import parse_adapter
-from diffusion_adapters.file import read_adapter
 from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
 from train import output
 from train.bases import BaseOptions, inspect_base, load_base, sample
@@ -73,7 +72,7 @@ def rows_of(words: Sequence[str]) -> dict[str, Blend]:
             label, rest = "", word
         blend = [parse_adapter(part) for part in rest.split("+")]
         for path, _ in blend:
-            read_adapter(path)  # before minutes of loading
+            inspect_adapter(path)  # before minutes of loading
         label = label or "+".join(p.parent.name if p.stem == "adapter" else p.stem for p, _ in blend)
         if label in rows or label == "base":
             raise ValueError(f"--adapter: two rows would be called {label!r}; write LABEL=FILE")

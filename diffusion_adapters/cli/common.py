@@ -44,11 +44,11 @@ def parse_adapter(text: str) -> tuple[Path, float]:
 def load_blend(base: str | None, texts: Sequence[str]) -> tuple[Any, dict[str, float]]:
     """The base with the adapters of `FILE[:WEIGHT]` texts, and their names and weights. Files are read before it."""
     from .. import load_adapter
-    from ..file import read_adapter
+    from ..doctor import inspect_adapter
 
     chosen = [parse_adapter(text) for text in texts]
     for path, _ in chosen:
-        read_adapter(path)  # loading the base can take minutes
+        inspect_adapter(path)  # loading the base can take minutes
     pipe = load_base(base)
     stems = [path.stem.replace(".", "_") for path, _ in chosen]
     names = [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]

@@ -16,6 +16,7 @@ from .dialect import DIALECTS, Settings
 from .tensors import split
 
 WEIGHT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+HEADER_TYPES = dict(zip(("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2"), WEIGHT_TYPES, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,13 @@ def family_of(names: set[str]) -> str | None:
     return next((name for name in FAMILIES if names - {"alpha"} in FAMILIES[name].foreign), None)
 
 
+def missing_names(names: set[str]) -> set[str]:
+    """What a layer lacks that has some of the tensors of a family; the least that there is, none if it has others."""
+    own = names - {"alpha"}
+    larger = [known - own for name in FAMILIES for known in FAMILIES[name].foreign if own < known]
+    return set(min(larger, key=lambda lacking: (len(lacking), sorted(lacking)), default=set()))
+
+
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Meta tensors of the shapes and dtypes in a file, single numbers as they are, and its header text."""
     check_safetensors(path)
@@ -95,9 +103,10 @@ def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, "pt") as file:
             found = {}
             for key in file.keys():  # noqa: SIM118
-                shape = file.get_slice(key).get_shape()
+                part = file.get_slice(key)
+                shape, dtype = part.get_shape(), HEADER_TYPES.get(part.get_dtype(), torch.uint8)
                 small = torch.Size(shape).numel() == 1
-                found[key] = file.get_tensor(key) if small else torch.empty(shape, device="meta")
+                found[key] = file.get_tensor(key) if small else torch.empty(shape, dtype=dtype, device="meta")
             return found, file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: damaged safetensors file: {error}") from error

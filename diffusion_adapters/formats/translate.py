@@ -17,22 +17,34 @@ from ..plan import has_factors
 from ..site import is_projection
 from ..text import TextPart
 from .dialect import DENOISER
-from .foreign import ForeignFile, family_of
+from .foreign import ForeignFile, family_of, missing_names
 from .labels import training_of, trigger_of
 from .names import Names, Place
 
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """A layer that cannot be applied: component and name, why, and how many numbers of the file it has."""
+    """A layer that cannot be applied: component and name, why, and how many numbers of the file it has.
+
+    `kind`: `missing` if a tensor is not there, `misshapen` if one does not fit, `unused` if there is no use for it.
+    """
 
     component: str
     layer: str
     reason: str
     numbers: int
+    kind: str = "unused"
 
     def __str__(self) -> str:
         return f"{self.component}{'.' if self.component else ''}{self.layer}: {self.reason}"
+
+
+class _UnfitError(ValueError):
+    """Why a layer cannot be applied, and the kind of its refusal."""
+
+    def __init__(self, reason: str, kind: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dataclasses.dataclass
@@ -50,13 +62,17 @@ class Translation:
         """The part of the file's numbers that cannot be applied, in [0, 1]."""
         return sum(refusal.numbers for refusal in self.refused) / max(self.numbers, 1)
 
-    def check(self) -> None:
-        """Raise ValueError if there is anything that cannot be applied, with its share of the file."""
+    def check(self, made_for: tuple[str, str] | None = None) -> None:
+        """Raise ValueError if there is anything that cannot be applied, with its share of the file.
+
+        `made_for`: the base that the file seems to be for, and what tells so.
+        """
         if self.refused:
             count, first = len(self.refused), self.refused[0]
             more = f", and {count - 1} more" if count > 1 else ""
             if not self.parts and not self.text:
-                raise ValueError(f"none of its layers can be applied here: {first}{more}")
+                base = f"; it seems to be for {made_for[0]}, as {made_for[1]}" if made_for else ""
+                raise ValueError(f"none of its layers can be applied here: {first}{more}{base}")
             raise ValueError(
                 f"{count} of its layers, {self.refused_share:.1%} of its numbers, cannot be applied here: "
                 f"{first}{more}; {self._remedy()} loads the rest"
@@ -123,7 +139,7 @@ def translate(
             there.update(own)
         except ValueError as error:
             numbers = sum(value.numel() for value in tensors.values())
-            found.refused.append(Refusal(component, layer, str(error), numbers))
+            found.refused.append(Refusal(component, layer, str(error), numbers, getattr(error, "kind", "unused")))
     found.parts = {component: own for component, own in found.parts.items() if own}
     found.text = {component: _text_part(factors) for component, factors in low_rank.items()}
     return found
@@ -136,6 +152,11 @@ def _parts(
     tensors = {name: value for name, value in tensors.items() if not (name == "diff_b" and not value.any())}
     family = family_of(set(tensors))
     if family is None:
+        lacking = missing_names(set(tensors))
+        if lacking:
+            raise _UnfitError(
+                f"it has {', '.join(sorted(set(tensors) - {'alpha'}))}, but no {', '.join(sorted(lacking))}", "missing"
+            )
         raise ValueError(f"its tensors {', '.join(sorted(tensors))} are of no family known here")
     found = {}
     for place in places:
@@ -145,8 +166,8 @@ def _parts(
         foreign = ForeignLayer(tensors, layer_shape(module), place.rows, settings)
         try:
             config, own = FAMILIES[family].from_foreign(foreign)
-        except (RuntimeError, IndexError, TypeError) as error:  # of torch, about a shape
-            raise ValueError(f"its tensors do not fit {foreign.shape}: {str(error).splitlines()[0]}") from error
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last three of torch, about a shape
+            raise _UnfitError(f"weight {foreign.shape}: {str(error).splitlines()[0]}", "misshapen") from error
         found[place.path] = Part(family, config, own)
     return found
 

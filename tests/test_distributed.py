@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,10 +21,11 @@ from diffusion_adapters.file import read_adapter
 from tests import forked, test_resume
 from tests.test_resume import go, same
 from tests.tiny import save_pipeline
-from train import checkpoint
+from train import checkpoint, zero
 from train.bases import sample
 from train.launch import missing
 from train.processes import make_accelerator
+from train.settings import TrainOptions
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "train" / "configs" / "accelerate"
@@ -106,13 +108,51 @@ def test_fsdp_shares_the_base_and_trains_the_same_adapter(folder, tmp_path, monk
     same(first, again)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "device"), [(2, "none"), (3, "none"), (3, "cpu")])
+def test_deepspeed_shares_the_base_and_trains_the_same_adapter(folder, tmp_path, monkeypatch, stage, device):
+    """On the CPU, where deepspeed compiles its own exchange of tensors first; the state is resumed without it too."""
+    pytest.importorskip("deepspeed")
+    options = {"gradient_accumulation_steps": 2, "use_ema": True}
+
+    def look(trainer):
+        shared = [hasattr(value, "ds_tensor") and value.numel() == 0 for value in trainer.base.denoiser.parameters()]
+        assert any(shared) == (stage == 3 and trainer.accelerator.zero is not None)
+        with trainer.inference():
+            sample(trainer.base, ["a photo of sks cat"], [3], steps=1, guidance_scale=2.0, side=16)
+        assert all(value.numel() and value.dtype == torch.float32 for value in trainer.parameters)
+
+    whole, _ = launch(folder, tmp_path / "whole", between=look, **options)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    told = {"stage": stage, "offload_param": {"device": device}, "stage3_param_persistence_threshold": 0}
+    (tmp_path / "deepspeed.json").write_text(json.dumps({"zero_optimization": told}))  # a small one would stay whole
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "deepspeed.json"))
+    first, second = launch(folder, tmp_path / "shared", between=look, **options)
+    same(first, second)
+    for name, value in whole[0].items():
+        torch.testing.assert_close(first[0][name], value, rtol=0, atol=1e-4 * float(value.abs().max()))
+    again, _ = launch(folder, tmp_path / "shared", between=look, **options, resume_from_checkpoint="checkpoint-2")
+    same(first, again)
+
+
+def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(zero, "is_deepspeed_available", lambda: False)
+    assert zero.asked_for() is None
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="accelerate launch with DeepSpeed needs the package deepspeed: pip install"):
+        make_accelerator(TrainOptions())
+
+
 @pytest.mark.parametrize("name", [path.name for path in CONFIGS.glob("*.yaml")])
 def test_configurations_are_ones_that_accelerate_reads(name):
     config = load_config_from_file(str(CONFIGS / name))
     text = (CONFIGS / name).read_text()
     assert f"--config_file train/configs/accelerate/{name}" in text
     assert config.distributed_type.value in text
-    assert set(config.fsdp_config) <= {action.dest for action in launch_command_parser()._actions}
+    assert {*config.fsdp_config, *config.deepspeed_config} <= {
+        action.dest for action in launch_command_parser()._actions
+    }
 
 
 @pytest.mark.parametrize("flags", [["--num_processes", "2", "--cpu"], ["--config_file", str(CONFIGS / "cpu_2.yaml")]])

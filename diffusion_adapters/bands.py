@@ -12,9 +12,16 @@ from torch import Tensor
 WAVELET = "haar"  # needs no neighbours across the border, down to grids of two tokens
 
 
-@functools.cache
 def smoothing(size: int, level: int) -> Tensor:
     """What the approximation at `level` keeps of a signal of `size` tokens: (size, size), the identity at level 0."""
+    return _smoothing(size, level)
+
+
+smoothing._dynamo_marked_constant = True  # type: ignore[attr-defined]  # PyWavelets cannot be traced
+
+
+@functools.cache
+def _smoothing(size: int, level: int) -> Tensor:
     signal = torch.eye(size).numpy()
     shapes = []
     for _ in range(level):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .bands import filter_bands
-from .layout import Tokens
+from .layout import Layout
 from .regions import Regions
 from .schedule import Schedules, clock
 from .weight import AdapterWeight
@@ -25,7 +25,8 @@ class Blend:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.kind = type(denoiser).__name__
-        self.tokens = Tokens(denoiser)
+        self.scale = float(getattr(getattr(denoiser, "config", None), "timestep_scale", 1.0) or 1.0)
+        self.layout = Layout(denoiser)
         self.columns: dict[str, int] = {}
         self.values: list[float] = []
         self.version = 0
@@ -95,11 +96,11 @@ class Blend:
         if not self.reads_forward:
             return
         if self.regions is not None or self.bands:
-            self.tokens.read(args, kwargs)
+            self.layout.read(args, kwargs)
         if self._schedules is None:
             return
-        timestep = self.tokens.argument(self.tokens.clock, args, kwargs)
-        step, sigma, off = clock(self.owner.scheduler, timestep, self.kind)
+        timestep = self.layout.argument(self.layout.clock, args, kwargs)
+        step, sigma, off = clock(self.owner.scheduler, timestep, self.kind, self.scale)
         if step.device.type == "cpu" and not torch.compiler.is_compiling() and float(off) > 5:
             raise RuntimeError(
                 f"the timestep {timestep} is none of the scheduler that adapter weights are scheduled by; "
@@ -126,7 +127,7 @@ class Blend:
 
     def filtered(self, path: str, stream: str, name: str, values: Tensor) -> Tensor:
         """What adapter `name` adds to the tokens of a projection, (batch, tokens, channels), by its gains of bands."""
-        image = self.tokens.image(path, values.shape[1], stream)
+        image = self.layout.image(path, values.shape[1], stream)
         if image is None:
             return values
         place, grid, halved = image

@@ -47,7 +47,7 @@ def outside_stream(denoiser: str, path: str) -> str:
     return JOINT if denoiser in TEXT_FIRST and path.startswith("single_") else IMAGE
 
 
-class Tokens:
+class Layout:
     """The token grid of the forward that is running, and how its sequences are laid out."""
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -128,6 +128,8 @@ class Tokens:
                 return slice(text, text + own), self.grid, 0
             if kind == IMAGE and tokens > own:  # reference images come behind
                 return slice(0, own), self.grid, 0
+        if self.grid is None and torch.compiler.is_compiling():
+            raise RuntimeError("a compiled forward cannot read the grid of packed latents: run one before compiling")
         raise RuntimeError(
             f"{path}: cannot tell which of its {tokens} tokens are the image (grid {self.grid}); masks and bands are "
             f"known for {', '.join(TEXT_FIRST + IMAGE_ONLY)}, not for {self.kind} here"

@@ -72,7 +72,7 @@ class Outside(Projection):
         def run(call: int) -> Tensor:
             return plan(lambda z: y.clone() if z is x else forward(z), x, call=call)  # a plan may write to it
 
-        return regions.compose(plan.path, self.stream, plan.blend.tokens, run)
+        return regions.compose(plan.path, self.stream, plan.blend.layout, run)
 
 
 def is_convolution(module: object) -> bool:

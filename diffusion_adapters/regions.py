@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .layout import IMAGE, TEXT, Tokens
+from .layout import IMAGE, TEXT, Layout
 
 
 class Regions:
@@ -22,24 +22,23 @@ class Regions:
 
     def __init__(self, masks: list[Tensor]) -> None:
         self.masks = masks
-        self.areas = [float(mask.mean()) for mask in masks]
         same = len({mask.shape for mask in masks}) == 1
         self.partition = same and bool(((sum(masks) - 1).abs() < 1e-3).all())  # type: ignore[union-attr]
         self.calls = tuple(range(1 if self.partition else 0, len(masks) + 1))
 
-    def compose(self, path: str, kind: str, tokens: Tokens, run: Callable[[int], Any]) -> Any:
+    def compose(self, path: str, kind: str, layout: Layout, run: Callable[[int], Any]) -> Any:
         """The output of an attention: `run(i)` gives that of call i, a tensor or a pair (image, text)."""
         outputs = [run(call) for call in self.calls]
         if not isinstance(outputs[0], tuple):
-            return self._join(path, kind, tokens, outputs)
+            return self._join(path, kind, layout, outputs)
         kinds = [IMAGE, *[TEXT] * (len(outputs[0]) - 1)]
         parts = zip(kinds, *outputs, strict=True)
         return tuple(
-            None if values[0] is None else self._join(path, kind, tokens, list(values)) for kind, *values in parts
+            None if values[0] is None else self._join(path, kind, layout, list(values)) for kind, *values in parts
         )
 
-    def _join(self, path: str, kind: str, tokens: Tokens, outputs: list[Tensor]) -> Tensor:
-        shares = self._shares(path, kind, tokens, outputs[0])
+    def _join(self, path: str, kind: str, layout: Layout, outputs: list[Tensor]) -> Tensor:
+        shares = self._shares(path, kind, layout, outputs[0])
         if self.partition:
             total = outputs[0] * shares[0]
             for output, share in zip(outputs[1:], shares[1:], strict=True):
@@ -51,16 +50,16 @@ class Regions:
             total = torch.addcmul(total, output - base, share)
         return total
 
-    def _shares(self, path: str, kind: str, tokens: Tokens, like: Tensor) -> list[Tensor]:
-        """m_i for each token of an output (batch, tokens, channels) or (batch, channels, h, w)."""
+    def _shares(self, path: str, kind: str, layout: Layout, like: Tensor) -> list[Tensor]:
+        """m_i for each token of an output (batch, layout, channels) or (batch, channels, h, w)."""
         if kind != TEXT and like.ndim == 4:
             return [self._resized(mask, (like.shape[2], like.shape[3]), like) for mask in self.masks]
         if like.ndim == 2:  # of the whole image, as a modulation
-            return [like.new_tensor(area) for area in self.areas]
-        image = tokens.image(path, like.shape[1], kind)
+            return [mask.mean().to(like) for mask in self.masks]
+        image = layout.image(path, like.shape[1], kind)
         shares = []
-        for mask, area in zip(self.masks, self.areas, strict=True):
-            share = like.new_full((1, like.shape[1], 1), area)
+        for mask in self.masks:
+            share = mask.mean().to(like).repeat(1, like.shape[1], 1)
             if image is not None:
                 place, grid, _ = image
                 share[:, place] = self._resized(mask, grid, like).reshape(1, -1, 1)

@@ -65,13 +65,13 @@ def keyframes(weight: AdapterWeight) -> list[tuple[float, float]]:
     return list(zip(positions, values, strict=True))
 
 
-def clock(scheduler: Any, timestep: Any, denoiser: str) -> tuple[Tensor, Tensor, Tensor]:
+def clock(scheduler: Any, timestep: Any, denoiser: str, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """The part of the steps that is done, in [0, 1), the noise level, and how far off the timestep found is, in 1 / T.
 
-    `timestep` as a denoiser of the class `denoiser` is given it; the steps are those the scheduler was last set to,
-    from where an image-to-image run begins.
+    `timestep` as a denoiser of the class `denoiser` is given it, times `scale`; the steps are those the scheduler was
+    last set to, from where an image-to-image run begins.
     """
-    t = torch.as_tensor(timestep).reshape(-1)[0].float()
+    t = torch.as_tensor(timestep).reshape(-1)[0].float() / scale
     table = scheduler.timesteps.to(t.device, torch.float32)
     total = scheduler.config.num_train_timesteps
     if denoiser in FRACTION:
@@ -82,8 +82,8 @@ def clock(scheduler: Any, timestep: Any, denoiser: str) -> tuple[Tensor, Tensor,
     begin = getattr(scheduler, "begin_index", None) or 0
     step = (index - begin) / (len(table) - begin)
     if getattr(scheduler, "sigmas", None) is not None:
-        sigma = scheduler.sigmas.to(t.device, torch.float32)[index]
+        sigma = scheduler.sigmas.to(t.device, torch.float32).index_select(0, index.reshape(1))[0]
     else:
-        kept = scheduler.alphas_cumprod.to(t.device)[t.round().long()]
+        kept = scheduler.alphas_cumprod.to(t.device).index_select(0, t.round().long().reshape(1))[0]
         sigma = ((1 - kept) / kept).sqrt()
     return step, sigma, off * (1000 / total)

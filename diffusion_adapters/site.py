@@ -100,7 +100,7 @@ class Site:
         view, regions = self.view(attention), self.blend.regions
         if regions is None or not self.masked:
             return run(view)
-        return regions.compose(self.path, self.stream, self.blend.tokens, lambda call: run(self._views[call]))
+        return regions.compose(self.path, self.stream, self.blend.layout, lambda call: run(self._views[call]))
 
     def check_coverage(self) -> None:
         """Raise RuntimeError if a trained adapter sits on a projection that the attention evaluates by itself.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import errno
+import io
 import os
 import re
 import signal
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from diffusion_adapters import FAMILIES, load_adapter
-from diffusion_adapters.file import read_adapter
+from diffusion_adapters.file import read_adapter, read_safetensors
 from tests.tiny import save_pipeline
 from train import dreambooth, output, results
 from train.bases import inspect_base
@@ -58,6 +60,9 @@ def test_it_leaves_everything_and_says_what_to_do_next(base, place, capsys):
     assert said.err == ""
     folder = place / "dreambooth-lora"
     assert {path.name for path in folder.iterdir()} == WRITTEN
+    for name in ("adapter.safetensors", "pytorch_lora_weights.safetensors"):
+        label = read_safetensors(folder / name)[1]["modelspec.thumbnail"].removeprefix("data:image/jpeg;base64,")
+        assert Image.open(io.BytesIO(base64.b64decode(label))).size == (16, 16)
     for line in (
         "***** Running training *****",
         "  Num examples = 2",

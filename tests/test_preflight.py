@@ -15,9 +15,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import CLIPTextConfig
 
 from tests.test_dreambooth import arguments, base, one_line, place  # noqa: F401
-from train import dreambooth, memory, preflight
+from train import dreambooth, memory, output, preflight
 from train.bases import inspect_base, load_base
 from train.bases.load import ROOT
+from train.data import cache
 from train.flags import parse
 from train.keeper import attach
 from train.objective import Objective
@@ -172,6 +173,15 @@ def test_the_disk_holds_checkpoints_and_their_state():
     assert preflight.disk(Options(checkpoints_total_limit=2), 10) == 2 * 10 + 3 * 4 * 10
     assert preflight.disk(Options(checkpointing_steps=0), 10) == 2 * 10
     assert preflight.disk(Options(use_ema=True), 10) == 2 * 10 + 10 * 6 * 10
+
+
+def test_the_disk_of_a_cache_is_looked_at_too(base, place, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(dreambooth, "load_base", lambda *_: pytest.fail("the base was loaded"))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 0, 2**20))
+    monkeypatch.setattr(output, "prepare", lambda *_: None)
+    said = one_line(capsys, *arguments(base, "--latents_cache_dir", "cache"))
+    assert said.startswith("--latents_cache_dir cache: 2 MiB needed, 1 MiB free; free some space, choose another")
+    assert not (place / "cache").exists()
 
 
 def test_flags_that_contradict_each_other_are_refused(base, place, capsys, monkeypatch):  # noqa: F811

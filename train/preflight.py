@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import nn
 from diffusion_adapters.options import Options, option
 from train import hub, memory, output, pilot, text, trackers
 from train.bases import BaseInfo
-from train.data import Folder
+from train.data import Folder, captions
+from train.data.cache import check_space
 from train.objective import Objective
 
 LOG = logging.getLogger("train")
@@ -63,6 +65,12 @@ def check(accelerator: Accelerator, config: C, info: BaseInfo, folder: Folder, a
         check_memory(accelerator, options, info, folder, attach, _size(blank))
     repository = hub.prepare(options, options.output_dir)
     output.prepare(options.output_dir, 0 if options.skip_preflight else disk(options, 4 * numbers))
+    if options.latents_cache_dir is not None and not options.skip_preflight:
+        views = sum(len(example.keys) * math.prod(example.bucket) for example in folder.examples)
+        views += options.uses_images * options.num_class_images * sum(map(math.prod, folder.buckets))
+        texts = captions.all_texts([example.prompt for example in folder.examples], options)
+        long = any("CLIP" not in kind for kind in info.text_encoders.values())
+        check_space(options.latents_cache_dir, views, len(texts) + 1, (8 if long else 1) * 2**20)
     for line in folder.report():
         LOG.info(line)
     return dataclasses.replace(options, hub_model_id=repository)

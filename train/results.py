@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from PIL import Image
 from diffusion_adapters import export_lora, save_adapter, set_adapters
 from diffusion_adapters.adapter import AdapterConfig
 from diffusion_adapters.attach import adapter_sets
+from diffusion_adapters.file import read_safetensors, write_safetensors
 from diffusion_adapters.options import Options, option
 from train import card, output, report
 from train.bases import Base, sample
@@ -22,6 +25,8 @@ from train.flags import to_toml
 
 LOG = logging.getLogger("train")
 LORA_FILE = "pytorch_lora_weights.safetensors"
+THUMBNAIL = 256
+"""Longer side, in pixels, of the picture in a file's header."""
 ELSEWHERE = ("under water", "in a desert", "in a studio")
 """Where the subject is put to see whether the adapter knows it apart from its pictures."""
 
@@ -128,10 +133,23 @@ def write(run: Finished) -> Path:
         output.write(folder / f"image_{i}.png", lambda path, image=images[0]: image.save(path, "PNG"))
     shown = [example.images[0] for example in run.folder.examples[:16]]  # each is opened anew
     title = f"{config.adapter}, {run.picked or len(run.records)} steps: {config.instance_prompt}"
+    if after:
+        for path in (file, folder / LORA_FILE) if plain else (file,):
+            add_thumbnail(path, after[0][0])
     sheet = report.grid(shown, list(zip(prompts, before, after, strict=True)), title)
     output.write(folder / "grid.png", lambda path: sheet.save(path, "PNG"))
     output.write(folder / "README.md", lambda path: path.write_text(_card(run, prompts, plain), "utf-8"))
     return file
+
+
+def add_thumbnail(file: Path, image: Image.Image) -> None:
+    """Put a small copy of the picture into the header of an adapter's file, where browsers of models look for one."""
+    small, data = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(data, "JPEG", quality=85)
+    tensors, metadata = read_safetensors(file)
+    url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    write_safetensors(tensors, {**metadata, "modelspec.thumbnail": url}, file)
 
 
 def pictures(run: Finished, prompts: Sequence[str]) -> tuple[list[list[Image.Image]], list[list[Image.Image]]]:

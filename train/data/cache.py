@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def check_cache_dir(folder: Path | None) -> None:
         raise ValueError(f"--latents_cache_dir {folder}: {above} is a file; give the name of a folder")
     if not os.access(above, os.W_OK):
         raise PermissionError(f"--latents_cache_dir {folder}: cannot be written; choose another folder")
+
+
+def check_space(folder: Path, pixels: int, texts: int, size: int) -> None:
+    """Raise ValueError if the disk of a cache is too small for latents of so many pixels and for so many texts.
+
+    Latents take 2 bytes of a pixel at most (2 × 16 fp32 values for 8 × 8), a text `size` bytes; what the folder holds
+    is taken to be part of it.
+    """
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    held = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    needed, free = 2 * pixels + size * texts - held, shutil.disk_usage(above).free
+    if needed > free:
+        raise ValueError(
+            f"--latents_cache_dir {folder}: {needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free; free some "
+            "space, choose another folder, or leave it out to keep them in memory"
+        )
 
 
 def _bytes(value: Tensor) -> bytes:

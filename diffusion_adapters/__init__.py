@@ -22,6 +22,7 @@ from .export import export_lora
 from .options import option
 from .prompt import parse_prompt
 from .report import AdapterReport
+from .slots import release_slots, reserve_slots
 from .store import load_adapter, save_adapter
 from .text import add_text_adapter
 from .tokens import add_tokens
@@ -50,6 +51,8 @@ __all__ = [
     "load_adapter",
     "option",
     "parse_prompt",
+    "release_slots",
+    "reserve_slots",
     "save_adapter",
     "set_adapters",
     "unfuse_adapters",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterInfo
 from .blend import Blend
-from .hooks import hook
+from .hooks import wire
 from .layout import stream
 from .outside import Outside, find_outside
 from .plan import Member, Plan
@@ -41,7 +41,8 @@ class AdapterSet(nn.Module):
         self.outside: dict[str, Outside] = {}  # what carries an adapter and is no attention projection
         self.component = "unet" if "UNet" in type(denoiser).__name__ else "transformer"
         self.blend = Blend(denoiser)
-        self._planned: Any = None
+        self._planned: Any = None  # what the plans were made for
+        self.room: Any = None  # the slots that are kept
         self.sites = {
             path: Site(path, attention, functools.partial(stream, denoiser, attention), self.blend)
             for path, attention in find_sites(denoiser)
@@ -164,50 +165,49 @@ class AdapterSet(nn.Module):
         for site in self.sites.values():
             site.check_coverage()
 
-    def plan(self, weights: Mapping[str, AdapterWeight] | None = None, pipeline: Any = None) -> None:
+    def plan(self, weights: Mapping[str, AdapterWeight] | None = None, owner: Any = None, anew: bool = False) -> None:
         """Give each projection its plan for `weights`, and wrap or unwrap the processors accordingly.
 
-        Where the same adapters are active in the same way, other numbers are all that is taken.
+        Where the same adapters are active in the same way, other numbers are all that is taken, unless `anew`.
         """
         if weights is None:
             weights = {name: as_weight(given, name) for name, given in self.weights.items() if self.enabled}
         # A compiled forward keeps an adapter of weight 0: without it, it would be compiled again.
         active = {n: w for n, w in weights.items() if (w.value != 0 or self.compiled) and not self.fused}
+        if self.room is not None:
+            self.room.check(self, active, self.members(active))
         device = next((p.device for p in self.denoiser.parameters() if not p.is_meta), torch.device("cpu"))
-        self.blend.take(active, device, pipeline or self.blend.owner)
+        self.blend.take(active, device, owner or self.blend.owner)
         masked = {name for name, w in active.items() if w.mask is not None}
         scopes = [(name, tuple(w.scopes.items())) for name, w in active.items()]
         planned = (scopes, self.blend.calls, masked, {name: len(gains) for name, gains in self.blend.bands.items()})
         places = self.places()
+        same = planned == self._planned and not anew
         for projection in places.values():
             projection.called = False
-            if self.compiled and projection.plan is not None:
+            if same and (self.compiled or self.room) and projection.plan is not None:
                 projection.plan.update()
-        if planned == self._planned:
+        if same:
             return
         self._planned = None
+        members = self.members(active)
+        for path, projection in places.items():
+            own = members.get(path, [])
+            if projection.plan is None or not projection.plan.reweigh(own):
+                projection.plan = Plan(own, self.blend, path, projection.stream) if own else None
+        wire(self, masked)
+        self.checked = False
+        self._planned = planned
+
+    def members(self, active: Mapping[str, AdapterWeight]) -> dict[str, list[Member]]:
+        """The active adapters of each place."""
         members: dict[str, list[Member]] = {}
         for name, weight in active.items():
             for path, adapter in self.of(name).items():
                 scope = weight.scope(self.component, path)
                 if scope != 0 or self.compiled:
                     members.setdefault(path, []).append(Member(adapter, name, scope))
-        for path, projection in places.items():
-            own = members.get(path, [])
-            if not own or projection.plan is None or not projection.plan.reweigh(own):
-                projection.plan = Plan(own, self.blend, path, projection.stream) if own else None
-        hook(self)
-        for layer in self.outside.values():
-            layer.wire(masked)
-        self.checked = False
-        for site in self.sites.values():
-            plans = [projection.plan for projection in site.projections.values() if projection.plan is not None]
-            site.masked = any(member.name in masked for plan in plans for member in plan.members)
-            site.make_views(self.blend.calls)
-            if not plans and is_wrapped(site.attention.processor):
-                set_processor(site.attention, unwrap(site.attention.processor))
-        self.heal()
-        self._planned = planned
+        return members
 
     def _refuse_while_fused(self, action: str) -> None:
         if self.fused:

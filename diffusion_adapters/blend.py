@@ -34,6 +34,7 @@ class Blend:
         self.bands: dict[str, Tensor] = {}
         self.regions: Regions | None = None
         self.owner: Any = None  # the pipeline whose scheduler tells the step
+        self.slots: Tensor | None = None  # of each column its weight, and zeros up to the room that is kept
         self._table = torch.ones(1, 1, 0)
         self._schedules: Schedules | None = None
         self._gains: Tensor | None = None
@@ -87,6 +88,8 @@ class Blend:
             self._table.copy_(table)
         else:
             self._table = table.to(device)
+        if self.slots is not None:
+            self.slots.zero_()[: len(self.values)] = torch.tensor(self.values)
         self._gains = None
         self._spread = {}
         self.version += 1

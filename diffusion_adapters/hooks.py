@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
-from .processor import is_wrapped
+from .processor import is_wrapped, set_processor, unwrap
 
 
 class Before:
@@ -46,6 +47,20 @@ class After(Before):
             self.adapter_set.check_coverage()
 
 
+def wire(adapter_set: Any, masked: Collection[str]) -> None:
+    """Bring hooks and processors of a denoiser in line with the plans. `masked`: the adapters that act in a region."""
+    hook(adapter_set)
+    for layer in adapter_set.outside.values():
+        layer.wire(masked)
+    for site in adapter_set.sites.values():
+        plans = [projection.plan for projection in site.projections.values() if projection.plan is not None]
+        site.masked = any(member.name in masked for plan in plans for member in plan.members)
+        site.make_views(adapter_set.blend.calls)
+        if not plans and is_wrapped(site.attention.processor):
+            set_processor(site.attention, unwrap(site.attention.processor))
+    adapter_set.heal()
+
+
 def hook(adapter_set: Any) -> None:
     """Register the hooks of an AdapterSet on its denoiser once, or take them away with the last adapter."""
     denoiser = adapter_set.denoiser
@@ -53,7 +68,7 @@ def hook(adapter_set: Any) -> None:
         for key in [key for key, found in hooks.items() if isinstance(found, Before)]:
             del hooks[key]
             denoiser._forward_pre_hooks_with_kwargs.pop(key, None)
-    if adapter_set.infos:
+    if adapter_set.infos or adapter_set.room:
         denoiser.register_forward_pre_hook(Before(adapter_set), prepend=True, with_kwargs=True)
         denoiser.register_forward_hook(After(adapter_set))
 

@@ -113,7 +113,7 @@ LAYERS = [
     ("adapter_set", "build"),
     ("fuse", "file", "formats"),
     ("attach",),
-    ("active", "content", "skeleton"),
+    ("active", "slots", "content", "skeleton"),
     ("store", "doctor"),
     ("sources", "native"),
     ("reduce", "dialects"),

@@ -17,8 +17,10 @@ from .attach import (
     list_adapters,
     unfuse_adapters,
 )
+from .bake import bake
 from .doctor import inspect_adapter
 from .export import export_lora
+from .merge import MERGERS, merge_adapters
 from .options import option
 from .prompt import parse_prompt
 from .report import AdapterReport
@@ -30,6 +32,7 @@ from .weight import AdapterWeight
 
 __all__ = [
     "FAMILIES",
+    "MERGERS",
     "Adapter",
     "AdapterConfig",
     "AdapterInfo",
@@ -39,6 +42,7 @@ __all__ = [
     "add_adapter",
     "add_text_adapter",
     "add_tokens",
+    "bake",
     "coverage",
     "delete_adapters",
     "disable_adapters",
@@ -49,6 +53,7 @@ __all__ = [
     "inspect_adapter",
     "list_adapters",
     "load_adapter",
+    "merge_adapters",
     "option",
     "parse_prompt",
     "release_slots",

@@ -159,6 +159,8 @@ class AdapterInfo:
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trigger: str | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a merged adapter: method, options, and name, family, weight and sha256 of each source."""
 
 
 FAMILIES: Registry[type[Adapter]] = Registry("adapter family", "diffusion_adapters.families")

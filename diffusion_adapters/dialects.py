@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .native import native_names
+from .formats.originals import ORIGINALS
+from .outside import is_convolution
+from .site import is_projection
 
 DIALECTS = ("diffusers", "kohya", "comfyui")
 KOHYA_MODULES = {
@@ -33,14 +36,42 @@ def check_dialect(dialect: str, denoisers: Mapping[str, nn.Module]) -> None:
             )
 
 
+class Piece(NamedTuple):
+    """A layer of ours as rows of one of theirs. `swapped`: they have its lower half above the upper."""
+
+    component: str
+    path: str
+    swapped: bool = False
+
+    @property
+    def where(self) -> tuple[str, str]:
+        return self.component, self.path
+
+
+def original_names(denoiser: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Name of a layer in the checkpoint that the base was published as -> our layers in it, from the top row on.
+
+    Of several names the first; a layer that ends in `~` has its halves swapped there.
+    """
+    layers = {path for path, module in denoiser.named_modules() if is_projection(module) or is_convolution(module)}
+    found: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    for name, parts in ORIGINALS[type(denoiser).__name__](denoiser).items():
+        paths = {part.removesuffix("~") for part in parts}
+        if paths <= layers and seen.isdisjoint(paths):
+            found[name] = parts
+            seen |= paths
+    return found
+
+
 def layer_names(
     dialect: str, denoisers: Mapping[str, nn.Module], places: Iterable[tuple[str, str]]
-) -> dict[str, tuple[tuple[str, str], ...]]:
+) -> dict[str, tuple[Piece, ...]]:
     """Name of each layer in the dialect -> the places (component, path) that it holds, from the top row on.
 
     Raises ValueError for a place that the dialect has no name for.
     """
-    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    found: dict[str, tuple[Piece, ...]] = {}
     left = dict.fromkeys(places)
     for component in dict.fromkeys(component for component, _ in left):
         own = [path for where, path in left if where == component]
@@ -49,15 +80,16 @@ def layer_names(
         if dialect != "diffusers" and component in denoisers:
             prefix = "lora_unet" if dialect == "kohya" else "diffusion_model"
             if dialect == "comfyui" or not _is_first_unet(denoisers[component]):
-                named = native_names(denoisers[component])
+                named = original_names(denoisers[component])
         elif dialect != "diffusers":
             prefix = _text_prefix(dialect, component, denoisers)
         for name, parts in named.items():
-            if not set(own).isdisjoint(parts):
+            pieces = tuple(Piece(component, part.removesuffix("~"), part.endswith("~")) for part in parts)
+            if any(piece.where in left for piece in pieces):
                 full = f"{prefix}_{name.replace('.', '_')}" if dialect == "kohya" else f"{prefix}.{name}"
-                found[full] = tuple((component, part) for part in parts)
-    for place in (place for parts in found.values() for place in parts):
-        left.pop(place, None)
+                found[full] = pieces
+    for piece in (piece for pieces in found.values() for piece in pieces):
+        left.pop(piece.where, None)
     if left:
         component, path = next(iter(left))
         raise ValueError(f"dialect {dialect!r} has no name for {component}.{path}; use the dialect 'diffusers'")
@@ -67,7 +99,7 @@ def layer_names(
 def write_layer(
     dialect: str, name: str, blocks: Sequence[tuple[Tensor, Tensor] | int], alpha: float
 ) -> dict[str, Tensor]:
-    """Tensors by key of a layer. `blocks`: (B, A) of each of its places, or its number of rows where there is none."""
+    """Tensors by key of a layer. `blocks`: (B, A) of each of its pieces, or its number of rows where there is none."""
     present = [block for block in blocks if not isinstance(block, int)]
     up, down = present[0]
     if len(blocks) > 1:  # one matrix there: B is block-diagonal

@@ -16,7 +16,7 @@ from .file import describe_base, version
 from .labels import labels
 from .reduce import Cut, Factors, Loss, Stored, reduce_sum
 from .safe import write_safetensors
-from .sources import Place, Sources
+from .sources import DEFAULT_RANK, Place, Sources
 from .tokens import embeddings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -61,7 +61,7 @@ def export_lora(
     New tokens go into a second file, NAME_emb, for `pipe.load_textual_inversion`.
     `dtype`: fp32, fp16 or bf16.
     """
-    cut = Cut(64 if rank is None and energy is None else rank, energy)
+    cut = Cut(DEFAULT_RANK if rank is None and energy is None else rank, energy)
     if (kind := DTYPES.get(str(dtype).removeprefix("torch."))) is None:
         raise ValueError(f"dtype must be one of {', '.join(list(DTYPES)[:3])}; got {dtype}")
     sources = Sources(model, names, adapter_weights, "exported")
@@ -99,21 +99,22 @@ def _layers(
 ) -> tuple[dict[str, Tensor], dict[str, Stored]]:
     """Tensors by key, and what is stored by place."""
     names = layer_names(dialect, denoisers, found)
-    ranks = {name: sum(found[where].rank for where in parts if where in found) for name, parts in names.items()}
+    ranks = {name: sum(found[p.where].rank for p in pieces if p.where in found) for name, pieces in names.items()}
     # One alpha for the file, the largest rank: diffusers takes one for all layers where the names are kohya's.
     alpha = float(max(ranks.values()))
     tensors: dict[str, Tensor] = {}
     said: dict[str, Stored] = {}
-    for name, parts in names.items():
+    for name, pieces in names.items():
         scale = 1.0 if dialect == "diffusers" else ranks[name] / alpha
         blocks: list[tuple[Tensor, Tensor] | int] = []
-        for component, path in parts:
-            where = (component, path)
-            if where in found:
-                stored = said[".".join(where)] = found[where].store(dtype, scale)
-                blocks.append(_shaped(stored, places[where].shape))
+        for piece in pieces:
+            if piece.where in found:
+                stored = said[".".join(piece.where)] = found[piece.where].store(dtype, scale)
+                up, down = _shaped(stored, places[piece.where].shape)
+                blocks.append((up.roll(len(up) // 2, 0) if piece.swapped else up, down))
             else:
-                blocks.append(int(denoisers[component].get_submodule(path).out_features))  # type: ignore[arg-type]
+                layer: Any = denoisers[piece.component].get_submodule(piece.path)
+                blocks.append(int(layer.out_features))
         tensors |= write_layer(dialect, name, blocks, alpha)
     return tensors, said
 
@@ -129,8 +130,7 @@ def _header(sources: Sources, report: ExportReport, dialect: str) -> dict[str, s
     infos = [sources.info(name) for name in sources.names]
     info = infos[0]
     if len(infos) > 1:
-        triggers = ", ".join(dict.fromkeys(own.trigger for own in infos if own.trigger))
-        info = dataclasses.replace(info, trigger=triggers or None, training={})
+        info = dataclasses.replace(info, trigger=sources.trigger(), training={})
     metadata = {
         "format": "pt",
         "exported_by": f"diffusion-adapters {version()}",

@@ -113,6 +113,7 @@ def _header(info: AdapterInfo, bases: Mapping[str, Any], name: str, parts: Mappi
         "base": bases,
         "trigger": info.trigger,
         "training": dict(info.training),
+        **({"provenance": info.provenance} if info.provenance else {}),
         **{title: part for title, part in parts.items() if part},
     }
     spec = labels(info, next(iter(bases.values())), name)
@@ -138,6 +139,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
             base={c: {key: str(base[key]) for key in BASE_KEYS} for c, base in document["base"].items()},
             trigger=document["trigger"],
             training=dict(document["training"]),
+            provenance=dict(document.get("provenance", {})),
         )
         nested: dict[str, dict[str, dict[str, Tensor]]] = {component: {} for component in info.base}
         encoders: dict[str, dict[str, Tensor]] = {component: {} for component in document.get("text_encoders", {})}

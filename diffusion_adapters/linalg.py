@@ -39,6 +39,20 @@ def truncated_svd(matrix: Tensor, rank: int | None, energy: float = 1.0) -> tupl
     return up, down, float((up @ down - matrix).norm()) / total**0.5 if total else 0.0
 
 
+def product_svd(up: Tensor, down: Tensor, rank: int | None, energy: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`truncated_svd` of B A, B (out, n), A (n, in), without the product. Directions without effect are left out."""
+    left, right = torch.linalg.qr(up.double()), torch.linalg.qr(down.double().t())
+    outer, values, inner = torch.linalg.svd(left.R @ right.R.t(), full_matrices=False)
+    squares = values.square().cumsum(0)
+    count = int((values > 1e-7 * values[0]).sum())  # what fp32 factors can hold
+    if energy < 1:
+        count = min(count, int((squares < energy * squares[-1]).sum()) + 1)
+    count = max(1, count if rank is None else min(count, rank))
+    root = values[:count].sqrt()
+    b, a = left.Q @ outer[:, :count] * root, root[:, None] * (inner[:count] @ right.Q.t())
+    return b.to(up), a.to(down)
+
+
 def product_norm(up: Tensor, down: Tensor) -> float:
     """‖B A‖ of B (out, n), A (n, in), without the product."""
     left, right = torch.linalg.qr(up.double(), mode="r").R, torch.linalg.qr(down.double().t(), mode="r").R

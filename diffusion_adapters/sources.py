@@ -22,6 +22,9 @@ from .text import TextPart, text_parts
 from .tokens import TokenPart, token_parts
 from .weight import AdapterWeight, as_weight
 
+DEFAULT_RANK = 64
+"""Kept of what is not low rank, if nothing else is asked for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
@@ -40,6 +43,11 @@ class Delta:
     def exact(self) -> tuple[Tensor, Tensor] | None:
         """The factors, if they are all of it."""
         return self.factors if self.dense is None else None
+
+    @property
+    def rank(self) -> int:
+        """The rank of its factors; of what is not low rank, that at which it is cut if nothing else is asked for."""
+        return DEFAULT_RANK if self.exact is None else self.exact[1].shape[0]
 
     def full(self) -> Tensor:
         """ΔW (out, in) at weight 1, in fp32. Raises ValueError if it is not finite."""
@@ -95,6 +103,10 @@ class Sources:
     def info(self, name: str) -> AdapterInfo:
         """What is known of the adapter `name`."""
         return next(s.infos[name] for s in self.sets.values() if name in s.infos)
+
+    def trigger(self) -> str | None:
+        """The prompts that they answer to, in a row."""
+        return ", ".join(dict.fromkeys(t for name in self.names if (t := self.info(name).trigger))) or None
 
     def components(self) -> list[str]:
         """The denoisers that have one of the adapters."""

@@ -6,6 +6,7 @@ denoiser. A foreign LoRA on the same text encoder is left as it is.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -130,20 +131,19 @@ def delete_text(model: Any, name: str) -> None:
             value.requires_grad_(requires_grad)
         del encoder.peft_config[_key(name)]
         if not encoder.peft_config:
-            from diffusers.utils.peft_utils import recurse_remove_peft_layers
-
-            recurse_remove_peft_layers(encoder)
-            del encoder.peft_config
+            _remove_peft(encoder)
 
 
-def lora_tensors(parts: Mapping[str, TextPart]) -> dict[str, Tensor]:
-    """The parts as stock diffusers reads them: the scale in B, so that alpha is the rank."""
-    found = {}
-    for component, part in parts.items():
-        for key, value in part.tensors.items():
-            scale = part.alpha / part.rank if "lora_B" in key else 1.0
-            found[f"{component}.{key}"] = value.detach().cpu() * scale
-    return found
+def merged_copy(component: str, encoder: nn.Module) -> nn.Module:
+    """A copy of a text encoder with the LoRAs that act in its weights, and no others. ValueError if not finite."""
+    made: Any = copy.deepcopy(encoder)
+    try:
+        for layer in _layers(made):
+            layer.merge(safe_merge=True)
+    except ValueError as error:
+        raise ValueError(f"{component}: {error}; nothing was saved") from error
+    _remove_peft(made)
+    return made
 
 
 def _key(name: str) -> str:
@@ -169,6 +169,13 @@ def _inject(encoder: nn.Module, name: str, part: TextPart, fresh: bool) -> None:
         value.requires_grad_(requires_grad)
     for value in _parameters(encoder, name):
         value.data = value.data.float()
+
+
+def _remove_peft(encoder: Any) -> None:
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(encoder)
+    del encoder.peft_config
 
 
 def _layers(encoder: nn.Module) -> list[Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_adapters import FAMILIES, add_adapter, load_adapter, save_adapter
+from diffusion_adapters import FAMILIES, MERGERS, add_adapter, load_adapter, save_adapter
 from diffusion_adapters.cli import common, main
 from diffusion_adapters.cli.common import parse_adapter
 from tests.hosts import build, pipeline, pipeline_folder, sample, small, stir
@@ -227,6 +227,49 @@ def test_export_of_a_blend_in_half_precision_for_kohya(run: Run, files: dict[str
         load_adapter(ours, files[name], adapter_weight=weight)
     stock.load_lora_weights("blend.safetensors")
     assert (sample(ours) - sample(stock)).abs().max() < 1e-3
+
+
+def test_merge_writes_an_adapter_like_any_other(run: Run, files: dict[str, Path]) -> None:
+    code, out, err = run("merge", f"{files['lora']}:0.5", f"{files['other']}:-1", "--output", "sum.safetensors")
+    assert code == 0, err
+    assert out.startswith("sum.safetensors: rank ")
+    assert out.strip().endswith("exact")
+    ours, sum_ = pipeline(), pipeline()
+    for name, weight in (("lora", 0.5), ("other", -1.0)):
+        load_adapter(ours, files[name], adapter_weight=weight)
+    load_adapter(sum_, "sum.safetensors")
+    assert (sample(ours) - sample(sum_)).abs().max() < 1e-4
+    words = ("merge", files["wara"], files["loldu"], "--method", "ties", "--density", 0.3, "--rank", 2)
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert out.startswith("merged.safetensors: rank 2, relative error 0.")
+    assert run("inspect", "merged.safetensors")[0] == 0
+
+
+def test_merge_knows_its_methods_and_their_options(run: Run, files: dict[str, Path]) -> None:
+    code, out, _ = run("merge", "--help")
+    assert code == 0
+    for method in MERGERS:
+        assert any(line.split()[:1] == [method] for line in out.splitlines())
+        for option in MERGERS[method].Config().as_dict():
+            assert f"--{option}" in out
+    assert_fails(run("merge", files["lora"], "--method", "linear", "--density", 0.5), "unknown option 'density'")
+    assert_fails(run("merge", files["lora"], "--method", "tis"), "--method", "tis")
+    assert_fails(run("merge", files["lora"], "--method", "bands", "--edges", 0.7, 0.2), "edges must ascend")
+    assert not any(Path().iterdir())
+
+
+def test_bake_writes_a_pipeline(run: Run, files: dict[str, Path]) -> None:
+    code, out, err = run("bake", f"{files['wara']}:0.8", f"{files['lora']}:0.5", "--output", "baked")
+    assert code == 0, err
+    assert out.strip() == "baked: wara x 0.8, lora x 0.5"
+    flags = ("--prompt", "a cat", "--steps", 2, "--guidance_scale", 2)
+    blend = ("--adapter", f"{files['wara']}:0.8", "--adapter", f"{files['lora']}:0.5")
+    assert run("generate", *flags, "--base", "baked", "--output", "baked.png")[0] == 0
+    assert run("generate", *flags, *blend, "--output", "blend.png")[0] == 0
+    assert (pixels("baked.png") - pixels("blend.png")).abs().max() <= 1
+    assert_fails(run("bake", files["lora"], "--output", "baked"), "baked exists")
+    assert_fails(run("bake", files["lora"]), "--output")
 
 
 # ---- what is wrong ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from diffusion_adapters import AdapterWeight, add_adapter, add_text_adapter, export_lora, save_adapter, set_adapters
-from diffusion_adapters.native import native_names
+from diffusion_adapters.dialects import original_names
 from diffusion_adapters.safe import read_safetensors
 from diffusion_adapters.sources import Sources
 from tests.hosts import small, stir
@@ -125,6 +125,12 @@ def test_stock_diffusers_reads_kohya_keys_of_flux(tmp_path: Path) -> None:
         torch.testing.assert_close(up @ (down @ x), (own[0] @ (own[1] @ x)).detach(), rtol=1e-4, atol=1e-5)
 
 
+def layers_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Published names, but of layers whose rows stand otherwise there."""
+    found = original_names(model)
+    return {name: parts for name, parts in found.items() if not any(part.endswith("~") for part in parts)}
+
+
 class Loose(dict[str, Tensor]):
     """A checkpoint that has something for every key that is asked for; `missed` are those it had to make up."""
 
@@ -142,7 +148,7 @@ class Loose(dict[str, Tensor]):
 def checkpoint(model: nn.Module) -> Loose:
     """The linears and convolutions under their published names."""
     found = Loose()
-    for name, parts in native_names(model).items():
+    for name, parts in layers_of(model).items():
         for kind in ("weight", "bias"):
             values = [getattr(model.get_submodule(part), kind) for part in parts]
             if values[0] is not None:
@@ -198,7 +204,7 @@ def test_rows_of_joined_projections_lie_below_each_other(tmp_path: Path, name: s
     export_lora(pipe, "one", tmp_path / "lora.safetensors", dialect=dialect)
     model, products = denoiser(pipe), kohya_products(tmp_path / "lora.safetensors")
     deltas = {key.partition(".")[2]: delta for key, delta in wanted(pipe).items()}
-    for layer, parts in native_names(model).items():
+    for layer, parts in layers_of(model).items():
         named = f"lora_unet_{layer.replace('.', '_')}" if dialect == "kohya" else f"diffusion_model.{layer}"
         if deltas.keys().isdisjoint(parts):
             assert named not in products
@@ -229,7 +235,7 @@ def test_published_names_are_those_that_diffusers_converts(name: str) -> None:
         weights["distilled_guidance_layer.layers.0.in_layer.weight"] = torch.zeros(1)
     converted = as_diffusers(name, model, weights)
     assert not weights
-    for path in (part for parts in native_names(model).values() for part in parts):
+    for path in (part for parts in layers_of(model).values() for part in parts):
         assert converted[f"{path}.weight"].shape == model.get_submodule(path).weight.shape, path
     assert len(asked) > 8
 
@@ -319,7 +325,7 @@ def whole_lost(pipe: Any, products: dict[str, Tensor], deltas: Mapping[str, Tens
         return float((product - delta).square().sum())
 
     total = 0.0
-    for layer, parts in native_names(denoiser(pipe)).items():
+    for layer, parts in layers_of(denoiser(pipe)).items():
         if f"transformer.{parts[0]}" in deltas:
             rows = torch.cat([deltas[f"transformer.{part}"] for part in parts])
             total += lost("lora_unet" if dialect == "kohya" else "diffusion_model", layer, rows)

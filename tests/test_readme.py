@@ -56,7 +56,7 @@ def test_python_blocks_run(code: str, clone: Path, tmp_path: Path, monkeypatch: 
 def test_shell_lines_run(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
     lines = [line for line in SHELL if line.startswith("python -m diffusion_adapters ")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         assert command_line(shlex.split(line)[3:]) == 0
     assert (clone / "image.png").exists()

@@ -37,7 +37,8 @@ class Export(Command):
 
         pipe, weights = load_blend(args.base, args.file)
         first, _ = parse_adapter(args.file[0])
-        output = args.output or str(Path(first).with_name("pytorch_lora_weights.safetensors"))
+        folder = first if first.is_dir() else first.parent if first.exists() else Path()  # that of a Hub id is this one
+        output = args.output or folder / "pytorch_lora_weights.safetensors"
         settings = {"dialect": args.dialect, "rank": args.rank, "energy": args.energy, "dtype": args.dtype}
         report = export_lora(pipe, weights, output, **settings)
         error = f"relative error {report.relative_error:.3g}"

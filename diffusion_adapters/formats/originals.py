@@ -123,6 +123,14 @@ SD3_JOINT: Names = {
     "x_block.adaLN_modulation.1": ("norm1.linear",),
     "context_block.adaLN_modulation.1": ("norm1_context.linear",),
 }
+LUMINA2: Names = {
+    "attention.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "attention.out": ("attn.to_out.0",),
+    "feed_forward.w1": ("feed_forward.linear_1",),
+    "feed_forward.w2": ("feed_forward.linear_2",),
+    "feed_forward.w3": ("feed_forward.linear_3",),
+    "adaLN_modulation.1": ("norm1.linear",),
+}
 
 
 def flux(model: Any) -> Names:
@@ -141,11 +149,18 @@ def sd3(model: Any) -> Names:
     return found
 
 
+def lumina2(model: Any) -> Names:
+    """Lumina-Image 2.0."""
+    blocks = ("layers", "noise_refiner", "context_refiner")
+    return _tabled(model, tuple((LUMINA2, f"{part}.{{}}.", f"{part}.{{}}.") for part in blocks))
+
+
 ORIGINALS: dict[str, Callable[[Any], Names]] = {
     "UNet2DConditionModel": unet,
     "FluxTransformer2DModel": flux,
     "ChromaTransformer2DModel": flux,
     "SD3Transformer2DModel": sd3,
+    "Lumina2Transformer2DModel": lumina2,
 }
 """Class of the denoiser -> its original names."""
 

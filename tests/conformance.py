@@ -20,12 +20,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_adapters.adapter import FAMILIES, Adapter
-from diffusion_adapters.plan import Plan
+from diffusion_adapters.blend import Blend
+from diffusion_adapters.plan import Member, Plan
+from diffusion_adapters.weight import AdapterWeight
 
 IN, OUT, TOKENS = 64, 96, 3
 """Sizes that tell a transpose, that any family can halve and factor, and tokens too few to hide an (out, in) tensor."""
 Family = type[Adapter]
 Overrides = dict[str, Any]
+
+
+def plan_of(members: list[tuple[Adapter, float]]) -> Plan:
+    """The plan of adapters, each with its weight."""
+    blend = Blend(nn.Identity())
+    blend.take({str(i): AdapterWeight(weight) for i, (_, weight) in enumerate(members)}, torch.device("cpu"))
+    return Plan([Member(adapter, str(i)) for i, (adapter, _) in enumerate(members)], blend)
 
 
 def cases() -> Iterator[tuple[str, Overrides]]:
@@ -86,7 +95,7 @@ def check_starts_at_base(family: Family, overrides: Overrides) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         linear, x = projection(dtype), torch.randn(2, TOKENS, IN).to(dtype)
         adapter = make(family, overrides, linear, stirred=False)
-        plan = Plan([(adapter, 0.5)])
+        plan = plan_of([(adapter, 0.5)])
         assert torch.equal(plan(linear, x), linear(x)), f"the output changes in {dtype}"
         with torch.no_grad():
             assert torch.equal(plan(linear, x), linear(x)), f"the output changes in {dtype} without gradients"
@@ -102,7 +111,7 @@ def check_forward_is_delta_weight(family: Family, overrides: Overrides) -> None:
         assert delta.dtype == torch.float32
         expected = 0.5 * x.float() @ delta.t()
         assert expected.norm() > 0.1 * linear(x).float().norm(), "the stir is too weak for this test to see anything"
-        plan = Plan([(adapter, 0.5)])
+        plan = plan_of([(adapter, 0.5)])
         trained = plan(linear, x)
         assert trained.dtype == dtype
         with torch.no_grad():
@@ -131,7 +140,7 @@ def check_delta_weight_is_pure(family: Family, overrides: Overrides) -> None:
 def check_gradients(family: Family, overrides: Overrides) -> None:
     linear, x = projection(), torch.randn(2, TOKENS, IN, requires_grad=True)
     adapter = make(family, overrides, linear)
-    y = Plan([(adapter, 0.5)])(linear, x)
+    y = plan_of([(adapter, 0.5)])(linear, x)
     upstream = torch.randn_like(y)
     y.backward(upstream)
     for name, value in adapter.named_parameters():
@@ -182,8 +191,8 @@ def check_alpha(family: Family, overrides: Overrides) -> None:
 def check_two_at_once(family: Family, overrides: Overrides) -> None:
     linear, x = projection(), torch.randn(2, TOKENS, IN)
     first, second = make(family, overrides, linear), make(family, overrides, linear)
-    together = Plan([(first, 0.5), (second, -1.5)])(linear, x) - linear(x)
-    apart = sum(Plan([member])(linear, x) - linear(x) for member in ((first, 0.5), (second, -1.5)))
+    together = plan_of([(first, 0.5), (second, -1.5)])(linear, x) - linear(x)
+    apart = sum(plan_of([member])(linear, x) - linear(x) for member in ((first, 0.5), (second, -1.5)))
     close(together.detach(), apart.detach(), 1e-4)
 
 
@@ -196,7 +205,7 @@ def check_round_trip(family: Family, overrides: Overrides) -> None:
     torch.manual_seed(1)
     loaded = family.from_tensors(linear.weight.detach(), config, state)
     assert torch.equal(loaded.delta_weight(linear.weight), adapter.delta_weight(linear.weight))
-    assert torch.equal(Plan([(loaded, 1.0)])(linear, x), Plan([(adapter, 1.0)])(linear, x))
+    assert torch.equal(plan_of([(loaded, 1.0)])(linear, x), plan_of([(adapter, 1.0)])(linear, x))
     name = next(iter(state))
     broken = {
         f"missing {name}": {k: v for k, v in state.items() if k != name},
@@ -271,7 +280,7 @@ class Largest(TorchDispatchMode):
 def check_no_dense_tensor(family: Family, overrides: Overrides) -> None:
     linear, x = projection(), torch.randn(TOKENS, IN, requires_grad=True)
     adapter = make(family, overrides, linear)
-    plan = Plan([(adapter, 0.5)])
+    plan = plan_of([(adapter, 0.5)])
     with Largest(linear.weight) as largest:
         plan(linear, x).square().sum().backward()
     limit = min(IN, OUT) ** 2
@@ -281,7 +290,7 @@ def check_no_dense_tensor(family: Family, overrides: Overrides) -> None:
 def check_checkpointing(family: Family, overrides: Overrides) -> None:
     linear, x = projection(), torch.randn(2, TOKENS, IN, requires_grad=True)
     adapter = make(family, overrides, linear)
-    plan = Plan([(adapter, 0.5)])
+    plan = plan_of([(adapter, 0.5)])
     gradients = []
     for call in (lambda: plan(linear, x), lambda: checkpoint(lambda v: plan(linear, v), x, use_reentrant=False)):
         adapter.zero_grad()

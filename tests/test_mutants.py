@@ -194,8 +194,8 @@ def test_every_check_fails_on_some_mutant() -> None:
 
 def test_plan_that_forgets_an_adapter_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgets(conformance.Plan):
-        def __init__(self, members: list[tuple[Any, float]]) -> None:
-            super().__init__(members[:1])
+        def __init__(self, members: list[Any], blend: Any) -> None:
+            super().__init__(members[:1], blend)
 
     monkeypatch.setattr(conformance, "Plan", Forgets)
     with pytest.raises(AssertionError):

@@ -89,7 +89,7 @@ def test_as_a_user_types_it(base, place, capsys):
     assert 'token_abstraction = ["TOK", "NEW"]' in (place / "out" / "config.toml").read_text("utf-8")
     file = str(place / "out" / "adapter.safetensors")
     assert command_line(["inspect", file]) == 0
-    assert "new tokens TOK TOK_1 TOK_2 NEW NEW_1 NEW_2" in capsys.readouterr().out
+    assert "TOK TOK_1 TOK_2 NEW NEW_1 NEW_2 in text_encoder" in capsys.readouterr().out
     draw = ["--base", str(base), "--prompt", "a photo of TOK cat in water", "--steps", "2"]
     for name, adapters in (("with.png", ["--adapter", file]), ("without.png", [])):
         assert command_line(["generate", *adapters, *draw, "--output", name]) == 0

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_adapters.families.transformed_lora import TransformedLoRA, TransformedLoRAConfig, modes, start_bonds
-from diffusion_adapters.plan import Plan
+from tests.conformance import plan_of
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_start_is_exact(ring: int, residual: str, dtype: torch.dtype, start: str
     linear = nn.Linear(48, 20).to(dtype)
     made = adapter(20, 48, transform_rank=ring, residual=residual, start=start)
     x = torch.randn(2, 7, 48).to(dtype)
-    assert torch.equal(Plan([(made, 1.0)])(linear, x), linear(x))
+    assert torch.equal(plan_of([(made, 1.0)])(linear, x), linear(x))
 
 
 @pytest.mark.parametrize("ring", range(1, 17))
@@ -136,7 +136,7 @@ def test_cross_attention_with_bias_equals_the_merged_weight() -> None:
     for value in made.parameters():
         nn.init.normal_(value, std=0.01)
     x = torch.randn(2, 77, 768)
-    y, merged = Plan([(made, 1.0)])(linear, x), linear.weight + made.delta_weight(linear.weight)
+    y, merged = plan_of([(made, 1.0)])(linear, x), linear.weight + made.delta_weight(linear.weight)
     expected = F.linear(x, merged, linear.bias)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     upstream = torch.randn_like(y)

@@ -45,7 +45,7 @@ def check(config: Any, encoders: Mapping[str, str], prompts: Iterable[str]) -> N
         raise ValueError(
             f"--initializer_concept {config.initializer_concept} has no effect without --train_text_encoder_ti"
         )
-    clip = [name for name, kind in encoders.items() if "CLIP" in kind]
+    clip = [name for name, kind in encoders.items() if "CLIP" in str(kind)]
     if config.train_text_encoder and not clip:
         raise ValueError(f"--train_text_encoder: {_has(encoders)}; leave it out, or choose a base with a CLIP one")
     if not config.train_text_encoder_ti:
@@ -82,8 +82,8 @@ class TextTraining:
         self.pipeline = base.pipeline
         self.tokens = [rows for rows in token_rows(base.pipeline) if rows.requires_grad]
         encoders = base.text_encoders.values()
-        lora = [value for encoder in encoders for value in encoder.parameters() if value.requires_grad]
-        self.parameters: list[nn.Parameter] = [*lora, *self.tokens]
+        low_rank = [value for encoder in encoders for value in encoder.parameters() if value.requires_grad]
+        self.parameters: list[nn.Parameter] = [*low_rank, *self.tokens]
         self.pivot = round(options.train_text_encoder_ti_frac * steps)
         """The last step in which new tokens are trained."""
 

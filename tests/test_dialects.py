@@ -13,9 +13,18 @@ from diffusers import ChromaTransformer2DModel, FluxPipeline, FluxTransformer2DM
 from diffusers.loaders import single_file_utils as published
 from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffusion_adapters import AdapterWeight, add_adapter, add_text_adapter, export_lora, save_adapter, set_adapters
+from diffusion_adapters import (
+    AdapterWeight,
+    add_adapter,
+    add_text_adapter,
+    export_lora,
+    load_adapter,
+    save_adapter,
+    set_adapters,
+)
 from diffusion_adapters.dialects import original_names
 from diffusion_adapters.safe import read_safetensors
 from diffusion_adapters.sources import Sources
@@ -433,3 +442,34 @@ def test_what_one_file_cannot_hold_is_refused(tmp_path: Path, weight: AdapterWei
     with pytest.raises(ValueError, match="no adapter is active"):
         export_lora(pipe, None, tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "kohya", "comfyui"])
+def test_layers_outside_attention_are_exported_too(tmp_path: Path, dialect: str) -> None:
+    """Convolutions and linears of another program's file are read, exported, and read again."""
+    paths = (
+        "down_blocks.0.resnets.0.conv1",
+        "down_blocks.0.resnets.0.time_emb_proj",
+        "mid_block.attentions.0.proj_in",
+        "up_blocks.0.upsamplers.0.conv",
+        "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    )
+    pipe = build("sdxl")
+    tensors = {}
+    generator = torch.Generator().manual_seed(3)
+    for path in paths:
+        weight = pipe.unet.get_submodule(path).weight
+        down, up = (2, *weight.shape[1:]), (len(weight), 2, *[1] * (weight.dim() - 2))
+        for side, shape in (("A", down), ("B", up)):
+            tensors[f"unet.{path}.lora_{side}.weight"] = torch.randn(shape, generator=generator) * 0.1
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    load_adapter(pipe, tmp_path / "foreign.safetensors", "one")
+    expected = wanted(pipe)
+    assert set(expected) == {f"unet.{path}" for path in paths}
+    export_lora(pipe, "one", tmp_path / "lora.safetensors", dialect=dialect)
+    again = build("sdxl")
+    load_adapter(again, tmp_path / "lora.safetensors", "one")
+    assert_same(wanted(again), expected)
+    if dialect == "diffusers":
+        found = stock("sdxl", tmp_path / "lora.safetensors")
+        assert_same({key: delta.flatten(1) for key, delta in found.items()}, expected)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .active import get_active_adapters, pipeline_of
-from .adapter import FAMILIES, Adapter, AdapterInfo
+from .adapter import FAMILIES, Adapter, AdapterInfo, ForeignLayer
 from .attach import match_targets
 from .linalg import product_svd, truncated_svd
 from .options import Options, option
@@ -126,7 +126,7 @@ def merge_adapters(
     rank = max(stored.down.shape[0] for stored in said.values())
     provenance = {"method": method, "options": merger.config.as_dict(), "sources": sources.provenance()}
     info = AdapterInfo(
-        family="lora",
+        family=_family(),
         config=_config(rank),
         target_modules=_targets(sources, parts),
         trigger=sources.trigger(),
@@ -158,15 +158,21 @@ def _merged(merger: Merger, place: Place, said: dict[str, Stored]) -> tuple[Tens
     return stored.up, stored.down
 
 
+def _family() -> str:
+    """The family that any pair of factors is one of."""
+    return next(name for name in FAMILIES if frozenset({"down", "up"}) in FAMILIES[name].foreign)
+
+
 def _config(rank: int) -> Any:
-    return FAMILIES["lora"].Config.from_mapping({"rank": rank, "alpha": float(rank)})
+    return FAMILIES[_family()].Config.from_mapping({"rank": rank, "alpha": float(rank)})
 
 
 def _adapter(place: Place, up: Tensor, down: Tensor) -> Adapter:
     shape = (len(up), down.shape[1])
     with torch.inference_mode(False):
-        tensors = {"A": down.clone(), "B": up.clone()}
-        made = FAMILIES["lora"].from_tensors(torch.empty(shape, device="meta"), _config(len(down)), tensors)
+        kind = FAMILIES[_family()]
+        config, tensors = kind.from_foreign(ForeignLayer({"down": down.clone(), "up": up.clone()}, shape))
+        made = kind.from_tensors(torch.empty(shape, device="meta"), config, tensors)
     return made.requires_grad_(False).to(up.device)
 
 

@@ -12,8 +12,7 @@ from diffusion_adapters import FAMILIES
 from tests.denoisers import supported_denoisers_markdown
 from train.bases import BASES
 from train.bases.flow import FlowBase
-from train.benchmarks.ops import ops
-from train.benchmarks.speed import kept
+from train.benchmarks import inference_report, speed
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 RESULTS = README.parent / "train" / "benchmarks" / "results"
@@ -30,17 +29,6 @@ def families_table() -> str:
         values = re.search(r"^Trains (.+?) (?:values )?per projection", text, re.MULTILINE | re.DOTALL)
         aliases = ", ".join(f"`{alias}`" for alias in FAMILIES.aliases(name))
         lines.append(f"| `{name}` | {aliases} | {title} | {' '.join(values[1].split()) if values else ''} |")
-    return "\n".join(lines)
-
-
-def ops_table() -> str:
-    """Operations of an SD1.5 UNet forward, bare, with ours, with PEFT's LoRA."""
-    rows = ops()
-    bare = rows["bare"]
-    lines = ["| SD1.5 UNet forward, rank 4 | operations | ratio | matrix products | ratio |", "|---|---|---|---|---|"]
-    for name, row in rows.items():
-        ratios = f"{row.total / bare.total:.2f}", f"{row.products / bare.products:.2f}"
-        lines.append(f"| {name} | {row.total} | {ratios[0]} | {row.products} | {ratios[1]} |")
     return "\n".join(lines)
 
 
@@ -74,9 +62,9 @@ GENERATED = {
     "quality": quality_table,
     "families": families_table,
     "bases": bases_table,
-    "ops": ops_table,
+    "inference": inference_report.kept,
     "denoisers": supported_denoisers_markdown,
-    "speed": kept,
+    "speed": speed.kept,
 }
 
 

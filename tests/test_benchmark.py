@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from diffusion_adapters.adapter_set import AdapterSet
+from diffusion_adapters.hooks import find_adapter_set
+from train.benchmarks import inference
+from train.benchmarks import inference_report as report
+from train.benchmarks.blends import SHAPES, blends, names
+from train.benchmarks.inference import InferenceOptions
 from train.benchmarks.methods import REFERENCE
 from train.benchmarks.models import unet as make_unet
-from train.benchmarks.ops import count_ops, with_adapters
+from train.benchmarks.ops import count_ops
 from train.benchmarks.speed import SpeedOptions, keep, measure, table, where
 
 
@@ -21,16 +28,22 @@ def bare() -> int:
 @pytest.mark.parametrize("adapters", [1, 4])
 def test_low_rank_adapters_cost_two_operations_per_projection(bare: int, adapters: int) -> None:
     unet = make_unet("sd15", "meta")
-    adapter_set = with_adapters(unet, adapters, rank=4)
+    blends([adapters])[f"ours, {adapters}"].adapt(unet, 16)
     counted = count_ops(unet)
+    adapter_set = find_adapter_set(unet)
+    assert adapter_set is not None
+    assert list(adapter_set.weights) == names(adapters)
     assert counted.total == bare + 2 * len(adapter_set.projections())
-    assert counted.total <= 1.36 * bare
+    (kept,) = [one for key, one in json.loads(report.RESULTS.read_text()).items() if key == "sd15 cpu"]
+    assert kept["rows"][f"ours, {adapters}"]["operations"] == counted.total, (
+        "python train/benchmark.py --inference --write"
+    )
+    assert kept["rows"]["bare"]["operations"] == bare
 
 
 def test_idle_adapters_cost_nothing(bare: int) -> None:
     unet = make_unet("sd15", "meta")
-    adapter_set = with_adapters(unet, 2)
-    adapter_set.set_weights({})
+    blends([2])["ours, 2 idle"].adapt(unet, 4)
     assert count_ops(unet).total == bare
 
 
@@ -52,3 +65,33 @@ def test_speed_compares_with_peft(tmp_path: Path) -> None:
     assert where(kept) == where(result)
     with pytest.raises(ValueError, match=r"--only lroa: no such row; there are .*lora"):
         measure(SpeedOptions(only=("lroa",)))
+
+
+def test_inference_compares_with_peft(tmp_path: Path) -> None:
+    """Every row on the smallest shapes, what is counted there and what is not; unheard-of numbers are refused."""
+    result = inference.measure(InferenceOptions(preset="pocket", side=8, adapters=(2,), rank=4, repeats=1, changes=1))
+    rows = result["rows"]
+    assert list(rows) == ["bare", "ours, 2", "PEFT, 2", *(f"ours, 2 {kind}" for kind in ("idle", "fused", *SHAPES))]
+    for name in ("ours, 2 idle", "ours, 2 fused"):
+        assert rows[name]["operations"] == rows["bare"]["operations"]
+    assert rows["bare"]["operations"] < rows["ours, 2"]["operations"] < rows["PEFT, 2"]["operations"]
+    assert rows["bare"]["held"] == 0
+    values = 4 * 4 * sum(sum(p.shape) for p in _projections())
+    assert rows["PEFT, 2"]["held"] == rows["ours, 2 idle"]["held"] == 2 * values
+    assert set(result["load"]) == {"ours", "PEFT"}
+    counted = inference.measure(InferenceOptions(preset="pocket", adapters=(2,), rank=4, device="none"))
+    extra = {name: row["operations"] - counted["rows"]["bare"]["operations"] for name, row in counted["rows"].items()}
+    assert extra == {name: rows[name]["operations"] - rows["bare"]["operations"] for name in extra}
+    for one in (result, counted):
+        keep(one, tmp_path / "inference.json")
+        kept = json.loads((tmp_path / "inference.json").read_text())
+        again = kept[f"pocket {one['settings']['device']}"]
+        assert report.table(again) == report.table(one)
+        assert report.where(again) == report.where(one)
+    with pytest.raises(ValueError, match=r"adapters must be at least 1"):
+        InferenceOptions(adapters=(0,))
+
+
+def _projections() -> list[Any]:
+    unet = make_unet("pocket", "meta")
+    return [unet.get_submodule(path).weight for path in AdapterSet(unet).projections()]

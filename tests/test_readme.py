@@ -34,14 +34,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [name for name in GENERATED if name != "ops"])
+@pytest.mark.parametrize("name", GENERATED)
 def test_generated_parts_are_up_to_date(name: str) -> None:
     assert section(TEXT, name) == GENERATED[name](), "run `python -m tests.readme`"
-
-
-@pytest.mark.slow
-def test_operation_counts_are_up_to_date() -> None:
-    assert section(TEXT, "ops") == GENERATED["ops"]()
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))

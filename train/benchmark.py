@@ -1,6 +1,6 @@
 """Measure adapters against the bare base, PEFT and LyCORIS, in one process.
 
-python train/benchmark.py --ops      launches of an SD1.5 UNet forward, counted exactly on meta tensors
+python train/benchmark.py --inference  operations, time and memory of a forward with 1 to 8 adapters
 python train/benchmark.py --speed    time, memory and launches of a training step; --speed --help lists its options
 python train/benchmark.py --quality  what each family learns, at its own best learning rate, on the same subjects
 python train/benchmark.py --separation  does the ruler tell base, under-trained, good, over-fitted and wrong apart?
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from diffusion_adapters.options import argument_parser
 
-BENCHMARKS = ("ops", "speed", "quality", "separation")
+BENCHMARKS = ("inference", "speed", "quality", "separation")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,21 +83,56 @@ def peak_bytes(step: Step, frozen: Iterable[Tensor]) -> int:
     base = {_key(value) for value in frozen}
     resting = {_key(value): value.untyped_storage().nbytes() for value in [*own_values(step.unet), *states]}
     kept = sum(size for key, size in resting.items() if key not in base)
+    return kept + forward_peak(step, step.like.device)
+
+
+def forward_peak(forward: Callable[[], None], device: torch.device) -> int:
+    """Bytes at the highest point of a forward, above what was there before it."""
     gc.collect()
-    if step.like.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return kept + torch.cuda.max_memory_allocated() - before
+    if device.type != "cuda":
+        return _highest(forward)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    forward()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _highest(run: Callable[[], None]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+        run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     highest = current = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         current += event.nbytes()
         highest = max(highest, current)
-    return kept + highest
+    return highest
+
+
+@contextlib.contextmanager
+def only_what_is_new() -> Iterator[None]:
+    """Inside, the garbage collector passes over what was there before: imported packages alone take it a second."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class Held(NamedTuple):
+    """What tensors take: how many there are, and the bytes of their storages, each once."""
+
+    tensors: int
+    bytes: int
+
+
+def live_tensors() -> Held:
+    """All tensors of this process that Python's garbage collector knows."""
+    gc.collect()
+    found = [value for value in gc.get_objects() if issubclass(type(value), Tensor)]  # isinstance may wake a proxy
+    sizes = {_key(value): value.untyped_storage().nbytes() for value in found if not value.is_meta}
+    return Held(len(found), sum(sizes.values()))
 
 
 def own_values(unet: Any) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .adapter import Adapter
 from .blend import Blend, per_sample
+from .shared import SharedInput
 
 
 class _Steps:
@@ -53,8 +54,9 @@ class Plan:
         self.low_rank = [member for member in members if has_factors(member.adapter)]
         self._values = [value for member in self.low_rank for value in member.adapter.parameters()]
         self._seen: tuple[int, ...] = ()
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None  # Aᵀ, which may be part of `shared`, and Bᵀ
         self._folded: tuple[int, Tensor] | None = None  # of which version of the blend
+        self.shared: SharedInput | None = None
         self._lay_out()
         self.refresh()
 
@@ -107,7 +109,10 @@ class Plan:
 
     def _add_low_rank(self, x: Tensor, y: Tensor, call: int) -> Tensor:
         down, core, up = self._factors(y, call)
-        inner = x.reshape(-1, x.shape[-1]).to(y.dtype) @ down
+        if self.shared is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            inner = x.reshape(-1, x.shape[-1]).to(y.dtype) @ down
+        else:
+            inner = self.shared.inner(self, x, y)
         if self._banded:
             rows = inner.view(*x.shape[:-1], -1)
             parts = list(rows.split([width for _, width in self._layout], dim=-1))
@@ -134,8 +139,8 @@ class Plan:
             return down, core if fixed else core * self.blend.spread(call, self._columns, self._layout, y), up
         if not compiling:
             self.refresh(y)
-        assert self._kept is not None
-        down, up = self._kept
+        assert self.kept is not None
+        down, up = self.kept
         if fixed:
             return down.to(y), None, self._fold().to(y)
         gains = self.blend.spread(call, self._columns, self._layout, y)
@@ -143,8 +148,8 @@ class Plan:
 
     def _fold(self) -> Tensor:
         """Bᵀ times the weights, made when they change."""
-        assert self._kept is not None
-        folded, version, up = self._folded, self.blend.version, self._kept[1]
+        assert self.kept is not None
+        folded, version, up = self._folded, self.blend.version, self.kept[1]
         if folded is None or folded[0] != version:
             values = [self.blend.values[column] for column, _ in self._layout]
             if any(value != 1 for value in values):
@@ -175,8 +180,8 @@ class Plan:
 
     def update(self) -> None:
         """`refresh` if a change shows, in the dtype and on the device of what is kept."""
-        if self._kept is not None:
-            self.refresh(self._kept[0])
+        if self.kept is not None:
+            self.refresh(self.kept[0])
 
     def refresh(self, like: Tensor | None = None) -> None:
         """Bring the kept factors up to date; in place where they stay the same size, so that nothing is recompiled.
@@ -186,7 +191,7 @@ class Plan:
         """
         if not self.low_rank:
             return
-        kept = self._kept
+        kept = self.kept
         forced = like is None
         like = like if like is not None else self._values[0] if kept is None else kept[0]
         fits = kept is not None and kept[0].dtype == like.dtype and kept[0].device == like.device
@@ -200,9 +205,11 @@ class Plan:
                 kept[0].copy_(down)
                 kept[1].copy_(up)
             else:
-                self._kept = (down.contiguous(), up.contiguous())
+                self.kept = (down.contiguous(), up.contiguous())
         self._folded = None
         self._seen = seen
+        if self.shared is not None:
+            self.shared.forget()
 
 
 def has_factors(adapter: Adapter) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .blend import Blend
 from .projection import FusedProjection, Projection
+from .shared import SharedInput
 
 FUSED_PROJECTIONS = {
     "to_qkv": ("to_q", "to_k", "to_v"),
@@ -75,6 +76,17 @@ class Site:
             for projection in self.projections.values():
                 projection.in_call(call)
             self._views.append(view)
+        self._share()
+
+    def _share(self) -> None:
+        """Let plans that read one input, as far as diffusers would fuse their projections, multiply it at once."""
+        cross = getattr(self.attention, "is_cross_attention", False)
+        for fused in ("to_kv" if cross else "to_qkv", "to_added_qkv"):
+            found = [self.projections[name].plan for name in FUSED_PROJECTIONS[fused] if name in self.projections]
+            plans = [plan for plan in found if plan is not None and plan.low_rank]
+            shared = SharedInput(plans) if len(plans) > 1 and hasattr(self.attention, "fuse_projections") else None
+            for plan in plans:
+                plan.shared = shared
 
     def resolve(self, attribute: str, call: int = 0) -> Any:
         """What the view shows as `attribute`: one projection, or a list of the parts of a `ModuleList`."""

@@ -103,7 +103,7 @@ LAYERS = [
     ("options",),
     ("adapter", "linalg", "weight", "bands", "layout"),
     ("families", "labels", "prompt", "report", "text", "regions", "schedule", "source", "tokens", "vocabulary"),
-    ("blend",),
+    ("blend", "shared"),
     ("plan",),
     ("projection",),
     ("safe",),

@@ -55,7 +55,7 @@ def keeps_old_weights(patch: Patch) -> None:
 
 def keeps_old_factors(patch: Patch) -> None:
     right = Plan.refresh
-    patch.setattr(Plan, "refresh", lambda self, like=None: None if self._kept and like is not None else right(self))
+    patch.setattr(Plan, "refresh", lambda self, like=None: None if self.kept and like is not None else right(self))
 
 
 def drops_the_second(patch: Patch) -> None:

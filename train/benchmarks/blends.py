@@ -31,7 +31,7 @@ class Blend:
     last: Callable[[Any], None] | None = None
     """What is done with them once they have their weights; then they are left alone."""
     numbers: bool = False
-    """Whether it asks for numbers, which a meta tensor has not."""
+    """Whether it asks for numbers, which a meta tensor has not, or has others to bring to its device."""
 
     def start(self, base: Any) -> Any:
         """A UNet of the same numbers to adapt."""
@@ -73,7 +73,9 @@ def blends(counts: Sequence[int]) -> dict[str, Blend]:
     rows[f"ours, {several} idle"] = Blend(several, ours, set_adapters, lambda unet: set_adapters(unet, []))
     rows[f"ours, {several} fused"] = Blend(several, ours, set_adapters, fuse_adapters, numbers=True)
     for kind, parts in SHAPES.items():
-        rows[f"ours, {several} {kind}"] = Blend(several, ours, shaped(*parts), numbers=schedule in parts)
+        rows[f"ours, {several} {kind}"] = Blend(
+            several, ours, shaped(*parts), numbers=bool({schedule, halves, bands} & {*parts})
+        )
     return rows
 
 

@@ -24,6 +24,7 @@ from .merge import MERGERS, merge_adapters
 from .options import option
 from .prompt import parse_prompt
 from .report import AdapterReport
+from .shelf import AdapterShelf, set_adapter_device
 from .slots import release_slots, reserve_slots
 from .store import load_adapter, save_adapter
 from .text import add_text_adapter
@@ -38,6 +39,7 @@ __all__ = [
     "AdapterInfo",
     "AdapterReport",
     "AdapterSet",
+    "AdapterShelf",
     "AdapterWeight",
     "add_adapter",
     "add_text_adapter",
@@ -59,6 +61,7 @@ __all__ = [
     "release_slots",
     "reserve_slots",
     "save_adapter",
+    "set_adapter_device",
     "set_adapters",
     "unfuse_adapters",
     "use_adapters",

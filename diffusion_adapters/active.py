@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .adapter_set import AdapterSet
@@ -85,17 +85,26 @@ def take_weights(
 @contextlib.contextmanager
 def use_adapters(model: Any, names: str | Sequence[str], adapter_weights: Any = None) -> Iterator[None]:
     """`set_adapters` inside a `with` block; afterwards the adapters act as before."""
-    sets = adapter_sets(model)
-    before = [(adapter_set, dict(adapter_set.weights), adapter_set.enabled) for adapter_set in sets.values()]
+    restore = snapshot(model)
     set_adapters(model, names, adapter_weights)
     try:
         yield
     finally:
+        restore()
+
+
+def snapshot(model: Any) -> Callable[[], None]:
+    """A function that lets the adapters act again as they do now, those that are still there."""
+    before = [(s, dict(s.weights), s.enabled) for s in adapter_sets(model).values()]
+
+    def restore() -> None:
         for adapter_set, weights, enabled in before:
             kept = {name: weight for name, weight in weights.items() if name in adapter_set.infos}
             adapter_set.set_weights(kept, enabled, pipeline_of(model))
         set_text(model, get_active_adapters(model))
         set_tokens(model, get_active_adapters(model))
+
+    return restore
 
 
 def get_active_adapters(model: Any) -> dict[str, float | AdapterWeight]:

@@ -117,7 +117,7 @@ LAYERS = [
     ("store", "doctor"),
     ("sources",),
     ("reduce", "dialects"),
-    ("export",),
+    ("export", "shelf"),
     ("merge", "mergers", "bake"),
     ("__init__",),
     ("cli",),

@@ -57,7 +57,13 @@ def quality_table() -> str:
     return (RESULTS / "quality" / "quality.md").read_text("utf-8").strip()
 
 
+def regions_table() -> str:
+    """Two subjects in one picture, with and without masks."""
+    return (RESULTS / "regions" / "regions.md").read_text("utf-8").strip()
+
+
 GENERATED = {
+    "regions": regions_table,
     "separation": separation_table,
     "quality": quality_table,
     "families": families_table,

@@ -4,6 +4,8 @@ python train/benchmark.py --inference  operations, time and memory of a forward 
 python train/benchmark.py --speed    time, memory and launches of a training step; --speed --help lists its options
 python train/benchmark.py --quality  what each family learns, at its own best learning rate, on the same subjects
 python train/benchmark.py --separation  does the ruler tell base, under-trained, good, over-fitted and wrong apart?
+python train/benchmark.py --regions  two subjects in one picture, each trained on its own: do masks keep them apart?
+python train/benchmark.py --gallery  pictures of blending
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 
 from diffusion_adapters.options import argument_parser
 
-BENCHMARKS = ("inference", "speed", "quality", "separation")
+BENCHMARKS = ("inference", "speed", "quality", "separation", "regions", "gallery")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

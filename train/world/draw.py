@@ -156,8 +156,13 @@ def _finish(image: Image.Image, style: str, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def render(a: Attributes, rng: np.random.Generator, size: int = 48) -> Image.Image:
-    """The picture of `a`, (size, size) RGB. What `a` leaves open (place, size, scene details) comes from `rng`."""
+def render(a: Attributes, rng: np.random.Generator, size: int = 48, beside: Attributes | None = None) -> Image.Image:
+    """The picture of `a`, (size, size) RGB. What `a` leaves open (place, size, scene details) comes from `rng`.
+
+    `beside`: what stands to its right, if it is more than `a.second` can say.
+    """
+    if a.second:
+        beside = Attributes(kind=a.second[0], colour=a.second[1])
     side = size * SUPERSAMPLING
     image = background(a.background, side, rng)
     if a.style == "drawing":  # thick ink on paler paper
@@ -168,11 +173,10 @@ def render(a: Attributes, rng: np.random.Generator, size: int = 48) -> Image.Ima
         image = Image.fromarray((0.2 * np.asarray(image)).astype(np.uint8))
     radius = float(rng.uniform(0.31, 0.38)) * side
     centre = (float(rng.uniform(0.42, 0.58)) * side, float(rng.uniform(0.5, 0.6)) * side)
-    if a.second:
+    if beside:
         radius *= 0.66
         centre = (float(rng.uniform(0.25, 0.29)) * side, centre[1])
         right = (float(rng.uniform(0.71, 0.75)) * side, float(rng.uniform(0.5, 0.6)) * side)
-        other = Attributes(kind=a.second[0], colour=a.second[1])
-        image = _place(image, other, right, radius * float(rng.uniform(0.92, 1.08)), a.style)
+        image = _place(image, beside, right, radius * float(rng.uniform(0.92, 1.08)), a.style)
     image = _place(image, a, centre, radius, a.style)
     return _finish(image, a.style, size)

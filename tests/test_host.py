@@ -762,23 +762,3 @@ def test_int8_weights_of_torchao_keep_adapters() -> None:
     assert all(bool(gradient.any()) for gradient in gradients_of(model, host, adapter_set)[-4:])
     with pytest.raises(RuntimeError, match="unquantized"):
         fuse_adapters(model)
-
-
-def test_int8_layers_of_bitsandbytes_keep_adapters() -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    host = "flux"
-    model = build(host)
-    for path in [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and "attn" in path]:
-        linear: Any = model.get_submodule(path)
-        quantized = bitsandbytes.nn.Linear8bitLt(
-            linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
-        )
-        quantized.load_state_dict(linear.state_dict())
-        model.set_submodule(path, quantized.to("cpu"))
-    base = run(model, host)
-    adapter_set = adapt(model, READS_NO_WEIGHT)
-    bare = run(build(host), host)
-    wanted = run(merge(build(host), adapter_set), host) - bare
-    assert (run(model, host) - base - wanted).norm() < 0.1 * wanted.norm()
-    with pytest.raises(RuntimeError, match="unquantized"):
-        fuse_adapters(model)

@@ -41,7 +41,8 @@ from tests.hosts import build, inputs_in, run, small, stir
 NAMES = ("a", "b", "c")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 WIDE_ERROR, HALF_ERROR = 1e-4, 0.05
-"""How far the output may be from the reference's, beside its effect and a tenth of the base's output."""
+"""How far the output may be from the reference's, as a part of its effect, or of a tenth of the base's output; in bf16
+three times what that does to the base itself is allowed on top."""
 
 
 class Numbers(NamedTuple):
@@ -52,10 +53,10 @@ class Numbers(NamedTuple):
 
 
 def fresh(host: str) -> nn.Module:
-    """The denoiser, every weight exact in bf16."""
+    """The denoiser, every number exact in bf16."""
     model = build(host)
     with torch.no_grad():
-        for value in model.parameters():
+        for value in (*model.parameters(), *model.buffers()):
             value.copy_(value.bfloat16())
     return model
 
@@ -266,9 +267,11 @@ class User(RuleBasedStateMachine):
             assert torch.equal(got, base)
             return
         wanted, wide = reference(self.host, blend), bare(self.host, torch.float32)
-        error = HALF_ERROR if self.rounded or self.dtype == torch.bfloat16 else WIDE_ERROR
         scale = max(float((wanted - wide).norm()), 0.1 * float(wide.norm()))
-        assert float((got - wanted).norm()) < error * scale
+        limit = WIDE_ERROR * scale
+        if self.rounded or self.dtype == torch.bfloat16:
+            limit = HALF_ERROR * scale + 3 * float((bare(self.host, torch.bfloat16) - wide).norm())
+        assert float((got - wanted).norm()) < limit
 
     @invariant()
     def book_is_the_references(self) -> None:

@@ -95,6 +95,43 @@ def patched(core: Tensor, down: Tensor, columns: int) -> Tensor:
     return torch.einsum("ijkl,jr->irkl", core, matrix(down)).flatten(1)
 
 
+def largest_divisor(size: int, limit: int) -> int:
+    """The largest divisor of `size` up to `limit`."""
+    return next(d for d in range(min(size, limit), 0, -1) if size % d == 0)
+
+
+def skew(values: Tensor, size: int) -> Tensor:
+    """K = -Kᵀ (n, size, size) of the values above its diagonal, row by row, (n, size (size - 1) / 2)."""
+    rows, columns = torch.triu_indices(size, size, 1, device=values.device)
+    upper = values.new_zeros(len(values), size, size).index_put(
+        (torch.arange(len(values))[:, None], rows, columns), values
+    )
+    return upper - upper.transpose(1, 2)
+
+
+def skew_part(turns: Tensor) -> Tensor:
+    """The values above the diagonal of K (n, size, size), as `skew` takes them."""
+    rows, columns = torch.triu_indices(turns.shape[1], turns.shape[1], 1, device=turns.device)
+    return turns[:, rows, columns]
+
+
+def limited(turns: Tensor, limit: float) -> Tensor:
+    """`turns` at most of the norm `limit`, if that is above 0."""
+    norm = float(turns.norm()) + 1e-8
+    return turns * (limit / norm) if 0 < limit < norm else turns
+
+
+def cayley_delta(turns: Tensor, powers: int = 0) -> Tensor:
+    """(I + K) (I − K)⁻¹ − I of K (n, size, size), 0 for K = 0; with `powers` as a series that ends with K^powers."""
+    if not powers:
+        eye = torch.eye(turns.shape[-1], device=turns.device, dtype=turns.dtype)
+        return torch.linalg.solve(eye - turns, 2 * turns)
+    power, total = turns, torch.zeros_like(turns)
+    for _ in range(powers - 1):
+        total, power = total + 2 * power, power @ turns
+    return total + power
+
+
 def ring_delta(x: Tensor, cores: Sequence[Tensor], starts: Sequence[Tensor], bonds: Tensor) -> Tensor:
     """(T - I) x for rows x (tokens, in), T a ring of three cores S_d + E_d, of which the S_d alone give the identity.
 

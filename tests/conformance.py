@@ -358,7 +358,8 @@ def declared_count(adapter: Adapter) -> int:
 
 
 def evaluate(formula: str, adapter: Adapter) -> int:
-    names = {"in": adapter.in_features, "out": adapter.out_features, **adapter.config.as_dict()}
+    sizes = {name: value for name, value in vars(adapter).items() if type(value) is int}
+    names = {**sizes, "in": adapter.in_features, "out": adapter.out_features, **adapter.config.as_dict()}
     expression, ended = "", False  # ended: the last token ends an operand, so that another one multiplies it
     tokens = re.findall(r"Σ [^\W²]+²?|[^\W²]+|[-+*/()²^]", formula)
     for token in tokens:

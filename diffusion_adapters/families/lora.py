@@ -32,7 +32,7 @@ class LoRAConfig(AdapterConfig):
 @FAMILIES.register("lora")
 class LoRA(Adapter):
     Config = LoRAConfig
-    foreign = (frozenset({"down", "up"}), frozenset({"down", "up", "mid"}))
+    foreign = (frozenset({"down", "up"}), frozenset({"down", "up", "mid"}), frozenset({"diff"}))
 
     def __init__(self, weight: Tensor, config: LoRAConfig) -> None:
         super().__init__(weight, config)
@@ -51,6 +51,10 @@ class LoRA(Adapter):
 
     @classmethod
     def from_foreign(cls, layer: ForeignLayer) -> tuple[LoRAConfig, dict[str, Tensor]]:
+        if "diff" in layer:  # a whole ΔW is a LoRA of full rank
+            delta = layer.check("diff", layer.take(matrix(layer["diff"])), *layer.shape)
+            up, down = narrowed(delta, torch.eye(layer.shape[1]))
+            return cls.Config(rank=len(down), alpha=float(len(down))), {"A": down, "B": up}
         down, up = matrix(layer["down"]), layer.take(matrix(layer["up"]))
         rank = len(down)
         if "mid" in layer:

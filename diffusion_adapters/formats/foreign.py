@@ -62,6 +62,8 @@ def _sorted(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
     strangers = {}
     for key, half in halves.items():
         place = None if half is None else dialect.place(half[0])
+        if half is not None and half[1] == "oft_blocks" and tensors[key].ndim == 4:
+            half = half[0], "boft_blocks"  # one spelling for blocks and for stages of blocks
         if half is None or place is None:
             strangers[key] = tensors[key]
         elif layers.setdefault(place, {}).setdefault(half[1], tensors[key]) is not tensors[key]:

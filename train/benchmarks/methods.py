@@ -37,15 +37,15 @@ def methods(rank: int) -> dict[str, Method]:
         settings = comparable(FAMILIES[family], rank)
         found[family] = Method(" ".join(f"{k} {v}" for k, v in settings.items()), partial(_ours, family, settings))
     for name, tuner, shown, settings in (
-        (REFERENCE, "Lora", f"rank {rank}", {"r": rank, "lora_alpha": rank}),
-        ("PEFT LoKr", "LoKr", f"rank {rank}", {"r": rank, "alpha": rank}),
-        ("PEFT OFT", "OFT", "blocks of 32", {"oft_block_size": 32}),
-        ("PEFT WaveFT", "WaveFT", "2592 values", {"n_frequency": 2592}),
+        (REFERENCE, "LoraConfig", f"rank {rank}", {"r": rank, "lora_alpha": rank}),
+        ("PEFT LoKr", "LoKrConfig", f"rank {rank}", {"r": rank, "alpha": rank}),
+        ("PEFT OFT", "OFTConfig", "blocks of 32", {"oft_block_size": 32}),
+        ("PEFT WaveFT", "WaveFTConfig", "2592 values", {"n_frequency": 2592}),
     ):
         found[name] = Method(shown, partial(_peft, tuner, settings))
     if importlib.util.find_spec("lycoris"):
-        for name, algorithm in (("LyCORIS LoRA", "locon"), ("LyCORIS LoHa", "loha"), ("LyCORIS LoKr", "lokr")):
-            found[name] = Method(f"rank {rank}", partial(_lycoris, algorithm, rank))
+        for name in ("LyCORIS LoRA", "LyCORIS LoHa", "LyCORIS LoKr"):
+            found[name] = Method(f"rank {rank}", partial(_lycoris, name.split()[1].lower(), rank))
     return found
 
 
@@ -76,7 +76,7 @@ def _ours(family: str, settings: dict[str, Any], unet: Any) -> Groups:
 def _peft(name: str, settings: dict[str, Any], unet: Any) -> Groups:
     import peft
 
-    config = getattr(peft, f"{name}Config")(target_modules=targets(unet), **settings)
+    config = getattr(peft, name)(target_modules=targets(unet), **settings)
     peft.inject_adapter_in_model(config, unet, "a")
     return _group(value for value in unet.parameters() if value.requires_grad)
 

@@ -40,6 +40,7 @@ class ForeignLayer:
     def alpha(self, rank: int) -> float:
         """The numerator of the scale alpha / rank; without one the scale is 1."""
         if "alpha" in self.tensors:
+            self.check("alpha", self.tensors["alpha"].flatten(), 1)
             return float(self.tensors["alpha"].float())
         return rank * float(self.settings.get("scale", 1.0))
 

@@ -10,7 +10,7 @@ SUFFIX = ".safetensors"
 OURS = "adapter.safetensors"
 """What a training here writes, beside a LoRA of the same for other programs."""
 PEFT_CONFIG = "adapter_config.json"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def find_file(

@@ -80,6 +80,8 @@ def recognise(fronts: list[str]) -> str | None:
 
 def check_values(key: str, value: Tensor) -> None:
     """Raise ValueError for a tensor that is no finite weights."""
+    if value.numel() == 0:
+        raise ValueError(f"{key} has shape {tuple(value.shape)}, which holds no number")
     if value.dtype not in WEIGHT_TYPES and (value.numel() > 1 or value.dtype not in (torch.int32, torch.int64)):
         raise ValueError(f"{key} has dtype {str(value.dtype).removeprefix('torch.')}, which no adapter is stored in")
     if not value.is_meta and not bool(torch.isfinite(value.float() if value.itemsize < 2 else value).all()):

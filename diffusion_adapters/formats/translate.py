@@ -166,7 +166,13 @@ def _parts(
         foreign = ForeignLayer(tensors, layer_shape(module), place.rows, settings)
         try:
             config, own = FAMILIES[family].from_foreign(foreign)
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last three of torch, about a shape
+        except (
+            ValueError,
+            RuntimeError,
+            IndexError,
+            TypeError,
+            ArithmeticError,
+        ) as error:  # most of torch, about a shape
             raise _UnfitError(f"weight {foreign.shape}: {str(error).splitlines()[0]}", "misshapen") from error
         found[place.path] = Part(family, config, own)
     return found

@@ -172,7 +172,7 @@ def _parts(
             IndexError,
             TypeError,
             ArithmeticError,
-        ) as error:  # most of torch, about a shape
+        ) as error:  # of torch, of shapes
             raise _UnfitError(f"weight {foreign.shape}: {str(error).splitlines()[0]}", "misshapen") from error
         found[place.path] = Part(family, config, own)
     return found

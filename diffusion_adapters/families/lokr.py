@@ -4,8 +4,8 @@ Edalati, Tahaei, Kobyzev, Nia, Clark, Rezagholizadeh 2022, https://arxiv.org/abs
 Yeh, Hsieh, Gao, Yang, Oh, Gong 2024, https://arxiv.org/abs/2309.14859.
 
 ΔW = s C ⊗ (B A) with C (p, q), B (out / p, rank), A (rank, in / q); s = alpha / rank. p and q are the largest divisors
-of out and in up to `out_factor` and `in_factor`. An input is a matrix (q, in / q) to it: two small products, no ΔW.
-With `full_matrix` one matrix D (out / p, in / q) stands in place of B A.
+of out and in up to `out_factor` and `in_factor` that leave room for the rank. An input is a matrix (q, in / q) to it: two
+small products, no ΔW. With `full_matrix` one matrix D (out / p, in / q) stands in place of B A.
 Starts at W: B or D = 0, A uniform within ± 1 / sqrt(in / q), C normal.
 Trains p q + rank (whole / p + in / q) values per projection, or p q + whole in / (p q) with full_matrix.
 
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapter import FAMILIES, Adapter, AdapterConfig, ForeignLayer
-from ..linalg import largest_divisor, matrix, patched
+from ..adapter import FAMILIES, Adapter, AdapterConfig, ForeignLayer, check_rank
+from ..linalg import largest_divisor, matrix, narrowed, patched
 from ..options import option
 
 LEFT = (frozenset({"lokr_w1"}), frozenset({"lokr_w1_a", "lokr_w1_b"}))
@@ -33,7 +33,7 @@ RIGHT = (
 
 @dataclass(frozen=True, kw_only=True)
 class LoKrConfig(AdapterConfig):
-    rank: int = option(4, "inner width of the right factor, at most its sides, in / q and out / p", ge=1)
+    rank: int = option(4, "inner width of the right factor, at most min(in, out)", ge=1)
     alpha: float = option(4.0, "the update is multiplied by alpha / rank", gt=0)
     out_factor: int = option(8, "largest number of rows of the left factor", ge=1)
     in_factor: int = option(8, "largest number of columns of the left factor", ge=1)
@@ -50,14 +50,11 @@ class LoKr(Adapter):
     def __init__(self, weight: Tensor, config: LoKrConfig) -> None:
         super().__init__(weight, config)
         self.whole = config.before + self.out_features + config.after
-        self.p, self.q = (
-            largest_divisor(self.whole, config.out_factor),
-            largest_divisor(self.in_features, config.in_factor),
-        )
+        check_rank(config.rank, weight)
+        self.p = largest_divisor(self.whole, min(config.out_factor, self.whole // config.rank))
+        self.q = largest_divisor(self.in_features, min(config.in_factor, self.in_features // config.rank))
         rows, columns = self.whole // self.p, self.in_features // self.q
         self.scaling = config.alpha / config.rank
-        if config.rank > min(rows, columns):
-            raise ValueError(f"rank {config.rank} exceeds min(out / p, in / q) = {min(rows, columns)}")
         self.C = nn.Parameter(torch.randn(self.p, self.q))
         if config.full_matrix:
             self.D = nn.Parameter(torch.zeros(rows, columns))
@@ -93,6 +90,7 @@ class LoKr(Adapter):
             rank = len(down)
             if "lokr_t2" in layer:
                 up, down = up.t(), patched(layer["lokr_t2"], down, columns)
+            up, down = narrowed(up, down)
             tensors = {"B": up, "A": down}
         rows = len(next(iter(tensors.values())))
         whole = len(left) * rows

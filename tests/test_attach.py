@@ -463,6 +463,9 @@ def test_a_fused_weight_that_is_not_finite_is_refused(model: nn.Module, family: 
     with torch.no_grad():
         for parameter in adapter_set.parameters():
             parameter.fill_(bad)
+        weight = model.get_submodule(PLACE).weight.float()
+        if bool(adapter_set.of(family)[PLACE].delta_weight(weight).half().isfinite().all()):
+            pytest.skip("a rotation has no values that are too large")
     with pytest.raises(ValueError, match=rf"{PLACE}: the fused weight is not finite; nothing was changed"):
         fuse_adapters(model)
     assert same_bits(model, before)

@@ -93,7 +93,8 @@ def test_the_stated_error_is_the_true_one(tmp_path: Path, family: str, rank: int
         assert not report.exact
         assert report.worst_error == pytest.approx(max(errors.values()), abs=1e-3)
         assert errors[report.worst_place.removeprefix("transformer.")] == pytest.approx(report.worst_error, abs=1e-3)
-        assert report.relative_error > 1e-2 or rank == 8
+        needed = max(int(torch.linalg.matrix_rank(delta, rtol=1e-5)) for delta in wanted.values())
+        assert report.relative_error > 1e-2 or report.rank >= min(needed, 8)
     with safe_open(report.path, "pt") as file:
         assert float(file.metadata()["relative_error"]) == pytest.approx(report.relative_error, rel=1e-3, abs=1e-9)
         assert file.metadata()["exported_from"] == family

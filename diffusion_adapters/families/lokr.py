@@ -4,7 +4,7 @@ Edalati, Tahaei, Kobyzev, Nia, Clark, Rezagholizadeh 2022, https://arxiv.org/abs
 Yeh, Hsieh, Gao, Yang, Oh, Gong 2024, https://arxiv.org/abs/2309.14859.
 
 ΔW = s C ⊗ (B A) with C (p, q), B (out / p, rank), A (rank, in / q); s = alpha / rank. p and q are the largest divisors
-of out and in up to `out_factor` and `in_factor` that leave room for the rank. An input is a matrix (q, in / q) to it: two
+of out and in up to `out_factor` and `in_factor` that leave room for the rank. An input is a matrix (q, in / q): two
 small products, no ΔW. With `full_matrix` one matrix D (out / p, in / q) stands in place of B A.
 Starts at W: B or D = 0, A uniform within ± 1 / sqrt(in / q), C normal.
 Trains p q + rank (whole / p + in / q) values per projection, or p q + whole in / (p q) with full_matrix.

@@ -130,7 +130,7 @@ SHAPES = {
 def ours(unet: Any, count: int, rank: int) -> None:
     """`count` LoRA adapters of this library, as if they had been trained."""
     for name in names(count):
-        adapter_set = add_adapter(unet, name, "lora", rank=rank)
+        adapter_set = add_adapter(unet, name, rank=rank)
     fill(adapter_set.requires_grad_(False))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from diffusion_adapters import (
     FAMILIES,
+    AdapterWeight,
     add_adapter,
     delete_adapters,
     disable_adapters,
@@ -87,8 +88,10 @@ def files(host: str) -> dict[str, tuple[Path, Numbers]]:
 
 
 FILES = tuple(f"{family}-{variant}" for family in FAMILIES for variant in range(2))
-Blend = tuple[tuple[str, float], ...]
-"""File and weight of all that acts."""
+SCOPES = {"to_k": 0.25}
+"""What a weight that is no number alone says of keys."""
+Blend = tuple[tuple[str, float, bool], ...]
+"""File and number of all that acts, and whether the number goes by `SCOPES`."""
 
 
 @cache
@@ -96,9 +99,11 @@ def reference(host: str, blend: Blend) -> Tensor:
     """The output of a plain denoiser whose weights are W + Σ w ΔW, summed in fp64."""
     model = fresh(host)
     with torch.no_grad():
-        for path in dict.fromkeys(path for file, _ in blend for path in files(host)[file][1].deltas):
+        for path in dict.fromkeys(path for file, *_ in blend for path in files(host)[file][1].deltas):
             weight = model.get_submodule(path).weight
-            total = sum(factor * files(host)[file][1].deltas[path].double() for file, factor in blend)
+            keys = SCOPES["to_k"] if "to_k" in path.split(".") else 1.0
+            factors = [(file, factor * (keys if scoped else 1.0)) for file, factor, scoped in blend]
+            total = sum(factor * files(host)[file][1].deltas[path].double() for file, factor in factors)
             weight.copy_(weight.double() + total)
     return run(model, host)
 
@@ -109,6 +114,11 @@ def bare(host: str, dtype: torch.dtype) -> Tensor:
     model = nn.Module.to(fresh(host), dtype)
     with inputs_in(dtype):
         return run(model, host)
+
+
+def parts(weight: float | AdapterWeight) -> tuple[float, bool]:
+    """The number of a weight, and whether it goes by `SCOPES`."""
+    return (weight.value, bool(weight.scopes)) if isinstance(weight, AdapterWeight) else (weight, False)
 
 
 names, one_of_them = st.sampled_from(NAMES), st.integers(0, len(NAMES) - 1)
@@ -126,7 +136,7 @@ class User(RuleBasedStateMachine):
     def begin(self) -> None:
         self.model: Any = fresh(self.host)
         self.attached: dict[str, Numbers] = {}
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, float | AdapterWeight] = {}
         self.enabled = True
         self.fused: Blend | None = None
         self.dtype, self.rounded = torch.float32, False
@@ -140,9 +150,13 @@ class User(RuleBasedStateMachine):
             load_adapter(self.model, path, name, adapter_weight=weight)
             self._loaded(name, content, weight)
 
-    @rule(wanted=st.dictionaries(names, numbers))
-    def weigh(self, wanted: dict[str, float]) -> None:
-        chosen = {name: weight for name, weight in wanted.items() if name in self.attached}
+    @rule(wanted=st.dictionaries(names, st.tuples(numbers, st.booleans())))
+    def weigh(self, wanted: dict[str, tuple[float, bool]]) -> None:
+        chosen = {
+            name: AdapterWeight(number, scopes=SCOPES) if scoped else number
+            for name, (number, scoped) in wanted.items()
+            if name in self.attached
+        }
         with self.refused(self.fused is not None):
             set_adapters(self.model, list(chosen), list(chosen.values()))
             self.weights, self.enabled = chosen, True
@@ -152,7 +166,7 @@ class User(RuleBasedStateMachine):
     def swap(self, which: int, file: str) -> None:
         """Another file under the same name."""
         name = self.chosen(which)
-        weight = self.weights.get(name, 1.0)
+        weight = self.weights.get(name, 0.25)
         delete_adapters(self.model, name)
         path, content = files(self.host)[file]
         load_adapter(self.model, path, name, adapter_weight=weight)
@@ -275,7 +289,8 @@ class User(RuleBasedStateMachine):
 
     @invariant()
     def book_is_the_references(self) -> None:
-        assert get_active_adapters(self.model) == (self.weights if self.enabled else {})
+        active = {name: parts(weight) for name, weight in get_active_adapters(self.model).items()}
+        assert active == ({name: parts(weight) for name, weight in self.weights.items()} if self.enabled else {})
         assert set(list_adapters(self.model)) == set(self.attached)
 
     def chosen(self, which: int) -> str:
@@ -285,9 +300,9 @@ class User(RuleBasedStateMachine):
     def acting(self) -> Blend:
         """File and weight of what the next forward adds."""
         active = self.weights.items() if self.enabled else ()
-        return tuple(sorted((self.attached[name].file, weight) for name, weight in active if weight))
+        return tuple(sorted((self.attached[name].file, *parts(weight)) for name, weight in active if parts(weight)[0]))
 
-    def _loaded(self, name: str, content: Numbers, weight: float) -> None:
+    def _loaded(self, name: str, content: Numbers, weight: float | AdapterWeight) -> None:
         self.attached[name] = content
         self.weights[name] = weight
         self.enabled = True

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from diffusion_adapters import attach, store
+from diffusion_adapters import AdapterWeight, attach, store
 from diffusion_adapters.adapter_set import AdapterSet
 from diffusion_adapters.fuse import fuse_set
 from diffusion_adapters.plan import Plan
@@ -66,11 +66,15 @@ def drops_the_second(patch: Patch) -> None:
 def fuses_without_weights(patch: Patch) -> None:
     def fuse(adapter_set: AdapterSet) -> None:
         kept = dict(adapter_set.weights)
-        adapter_set.weights = {name: 1.0 if weight else 0.0 for name, weight in kept.items()}
+        adapter_set.weights = dict.fromkeys(kept, 1.0)
         fuse_set(adapter_set)
         adapter_set.weights = kept
 
     patch.setattr(attach, "fuse_set", fuse)
+
+
+def forgets_scopes(patch: Patch) -> None:
+    patch.setattr(AdapterWeight, "scope", lambda self, component, path: 1.0)
 
 
 def leaves_fused_weights(patch: Patch) -> None:
@@ -126,7 +130,7 @@ def saves_another(patch: Patch) -> None:
 QUICK = (drops_the_second, leaves_fused_weights, saves_another)
 SLOW = (
     keeps_old_weights, keeps_old_factors, fuses_without_weights, adds_what_is_fused, loses_replaced_processors,
-    enables_by_deleting,
+    enables_by_deleting, forgets_scopes,
 )  # fmt: skip
 
 

@@ -82,8 +82,10 @@ class Site:
         """Let plans that read one input, as far as diffusers would fuse their projections, multiply it at once."""
         cross = getattr(self.attention, "is_cross_attention", False)
         for fused in ("to_kv" if cross else "to_qkv", "to_added_qkv"):
-            found = [self.projections[name].plan for name in FUSED_PROJECTIONS[fused] if name in self.projections]
-            plans = [plan for plan in found if plan is not None and plan.low_rank]
+            found = [self.projections[name] for name in FUSED_PROJECTIONS[fused] if name in self.projections]
+            # What is called no cross-attention may be one all the same: keys of another width are of another input.
+            found = [projection for projection in found if projection.in_features == found[-1].in_features]
+            plans = [p.plan for p in found if p.plan is not None and p.plan.low_rank]
             shared = SharedInput(plans) if len(plans) > 1 and hasattr(self.attention, "fuse_projections") else None
             for plan in plans:
                 plan.shared = shared

@@ -43,7 +43,7 @@ NAMES = ("a", "b", "c")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 WIDE_ERROR, HALF_ERROR = 1e-4, 0.05
 """How far the output may be from the reference's, as a part of its effect, or of a tenth of the base's output; in bf16
-three times what that does to the base itself is allowed on top."""
+three times what that does to the reference itself is allowed on top."""
 
 
 class Numbers(NamedTuple):
@@ -95,8 +95,8 @@ Blend = tuple[tuple[str, float, bool], ...]
 
 
 @cache
-def reference(host: str, blend: Blend) -> Tensor:
-    """The output of a plain denoiser whose weights are W + Σ w ΔW, summed in fp64."""
+def reference(host: str, blend: Blend, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The output of a plain denoiser whose weights are W + Σ w ΔW, summed in fp64, in a dtype."""
     model = fresh(host)
     with torch.no_grad():
         for path in dict.fromkeys(path for file, *_ in blend for path in files(host)[file][1].deltas):
@@ -105,7 +105,9 @@ def reference(host: str, blend: Blend) -> Tensor:
             factors = [(file, factor * (keys if scoped else 1.0)) for file, factor, scoped in blend]
             total = sum(factor * files(host)[file][1].deltas[path].double() for file, factor in factors)
             weight.copy_(weight.double() + total)
-    return run(model, host)
+    model = nn.Module.to(model, dtype)
+    with inputs_in(dtype):
+        return run(model, host)
 
 
 @cache
@@ -284,7 +286,7 @@ class User(RuleBasedStateMachine):
         scale = max(float((wanted - wide).norm()), 0.1 * float(wide.norm()))
         limit = WIDE_ERROR * scale
         if self.rounded or self.dtype == torch.bfloat16:
-            limit = HALF_ERROR * scale + 3 * float((bare(self.host, torch.bfloat16) - wide).norm())
+            limit = HALF_ERROR * scale + 3 * float((reference(self.host, blend, torch.bfloat16) - wanted).norm())
         assert float((got - wanted).norm()) < limit
 
     @invariant()

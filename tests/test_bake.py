@@ -115,7 +115,7 @@ def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
     model = build("sd3").to(torch.bfloat16)
     stir(add_adapter(model, "a", rank=2).parameters())
     path = bake(model, "a", tmp_path / "baked")
-    again = type(model).from_pretrained(path, torch_dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    again = type(model).from_pretrained(path, dtype=torch.bfloat16)  # type: ignore[attr-defined]
     key = "transformer_blocks.0.attn.to_q"
     delta = adapter_sets(model)["transformer"].of("a")[key].delta_weight(torch.empty(0))
     expected = (model.get_submodule(key).weight.float() + delta).to(torch.bfloat16)

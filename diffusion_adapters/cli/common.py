@@ -82,4 +82,4 @@ def load_base(base: str | None) -> Any:
         raise FileNotFoundError(f"--base {source}: no such folder, and not a Hub id like 'owner/name'")
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if base is None or device == "cpu" else torch.float16
-    return DiffusionPipeline.from_pretrained(source, torch_dtype=dtype).to(device)
+    return DiffusionPipeline.from_pretrained(source, dtype=dtype).to(device)

@@ -23,8 +23,10 @@ from tests.hosts import stir
 from tests.tiny import save_pipeline
 from ui.__main__ import main
 from ui.app import build, open_page
+from ui.bases import Base
 from ui.library import Library, hide_folders
-from ui.studio import Request, StopFlag, StoppedError, Studio
+from ui.request import Request
+from ui.studio import StoppedError, Studio, Turn
 
 SETTINGS: dict[str, Any] = {"prompt": "a photo of sks cat", "seed": 3, "steps": 3, "guidance_scale": 2.0}
 USABLE = ("dreambooth-red", "dreambooth-blue")
@@ -52,10 +54,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def app(root: Path) -> Iterator[tuple[Studio, Library, str]]:
     """The served app."""
-    studio = Studio(DiffusionPipeline.from_pretrained(root / "base"), "tiny")
-    library = Library([root / "library"], studio.examine)
-    library.scan()
-    page = build(studio, library)
+    library = Library([root / "library"])
+    studio = Studio([Base.of(str(root / "base"))], library)
+    library.scan(studio.base())
+    page = build(studio)
     _, url, _ = open_page(page, prevent_thread_lock=True)
     yield studio, library, url
     page.close()
@@ -92,32 +94,31 @@ def direct(root: Path) -> Callable[..., np.ndarray]:
 
 
 def test_library_lists_ours_and_says_why_others_are_refused(app: tuple[Studio, Library, str], root: Path) -> None:
-    entries = {entry.name: entry for entry in app[1].scan()}
+    entries = {entry.name: entry for entry in app[1].scan(app[0].base())}
     assert list(entries) == ["broken", "dreambooth-blue", "dreambooth-red"]
-    assert entries["broken"].info is None
+    assert entries["broken"].report is None
     assert "broken.safetensors" in entries["broken"].reason
     assert str(root) not in entries["broken"].reason
     red = entries["dreambooth-red"].describe()
     assert red == {
         "name": "dreambooth-red", "family": "lora", "trigger": "a red cat", "base": "UNet2DConditionModel base",
-        "refused": None,
+        "domains": [], "refused": None,
     }  # fmt: skip
 
 
 def test_library_refuses_an_adapter_of_another_base_and_takes_up_new_files(root: Path, tmp_path: Path) -> None:
-    studio = Studio(DiffusionPipeline.from_pretrained(root / "base"))
-    library = Library([tmp_path], studio.examine)
-    assert library.scan() == []
+    base, library = Base.of(str(root / "base")), Library([tmp_path])
+    assert library.scan(base) == []
     source = (root / "library" / "dreambooth-red" / "adapter.safetensors").read_bytes()
     (tmp_path / "pet.v1.safetensors").write_bytes(source)
-    (first,) = library.scan()
+    (first,) = library.scan(base)
     assert (first.name, first.trigger) == ("pet_v1", "a red cat")
     (tmp_path / "pet.v1.safetensors").write_bytes(source.replace(b"to_q", b"to_x"))
-    (second,) = library.scan()
-    assert second.info is None
+    (second,) = library.scan(base)
+    assert second.report is None
     assert "made for another base" in second.reason
     with pytest.raises(ValueError, match=r"pet_v1 is refused: .*another base"):
-        library.find("pet_v1")
+        library.find("pet_v1", base)
 
 
 def test_pictures_are_those_of_the_library(app: tuple[Studio, Library, str], direct: Callable[..., np.ndarray]) -> None:
@@ -148,7 +149,7 @@ def test_errors_are_the_librarys_and_name_no_folder(app: tuple[Studio, Library, 
     for adapters, changes, words in (
         ({"broken": 1.0}, {}, "broken is refused"),
         ({"nobody": 1.0}, {}, "no adapter 'nobody' in the library"),
-        ({USABLE[0]: "much"}, {}, "must be a finite number"),
+        ({USABLE[0]: "much"}, {}, "adapter 'dreambooth-red': weight must be float"),
         ({}, {"seed": -1}, "minimum value"),
     ):
         with pytest.raises(Exception, match=words) as caught:
@@ -159,16 +160,17 @@ def test_errors_are_the_librarys_and_name_no_folder(app: tuple[Studio, Library, 
 
 
 def test_stop_ends_at_the_next_step_and_frees_the_pipeline(app: tuple[Studio, Library, str]) -> None:
-    studio, library, _ = app
-    flag, mix = StopFlag(), [(library.find(USABLE[0]), 1.0)]
-    assert copy.deepcopy(flag).set is not flag.set
+    studio, _, _ = app
+    turn, mix = Turn(), {USABLE[0]: 1.0}
+    check, other = turn.take(), copy.deepcopy(turn)
     seen: list[tuple[int, int]] = []
 
     def on_step(done: int, total: int) -> None:
         seen.append((done, total))
         if done == 8:
-            flag.set()
-        flag.check()
+            turn.end()
+        other.end()
+        check()
 
     made = studio.make(Request.from_page({**SETTINGS, "num_images": 2}), mix, compare=True, on_step=on_step)
     base, picture = next(made)

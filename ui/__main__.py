@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_adapters.cli.common import POCKET_GUIDANCE, load_base
 from diffusion_adapters.options import argument_parser
 
 
@@ -21,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
     add = main.add_argument
     places = "adapter files, or folders to search for them (default: runs and dreambooth-* in this folder)"
     add("--adapters", nargs="+", default=[], metavar="PATH", help=places)
-    add("--base", metavar="PIPELINE", help="folder or Hub id of a diffusers pipeline (default: the embedded base)")
+    more = "folders or Hub ids of diffusers pipelines, the first to begin with (default: the embedded base)"
+    add("--base", nargs="+", default=[], metavar="PIPELINE", help=more)
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
     add("--listen", action="store_true", help="let other hosts reach the app; wants --auth or --no-auth")
     access = main.add_mutually_exclusive_group()
@@ -59,18 +59,17 @@ def serve(args: argparse.Namespace) -> None:
     except ImportError:
         raise RuntimeError('the app needs gradio: pip install -e ".[ui]" -c constraints.txt') from None
     from ui.app import build, open_page
+    from ui.bases import Base
     from ui.library import Library
     from ui.studio import Studio
 
-    pipe = load_base(args.base)
-    title = Path(args.base).name if args.base else "pocket, the embedded base"
-    studio = Studio(pipe, title, POCKET_GUIDANCE if args.base is None else None)
-    library = Library([Path(place) for place in args.adapters], studio.examine)
-    entries = library.scan()
-    refused = sum(entry.info is None for entry in entries)
+    library = Library([Path(place) for place in args.adapters])
+    studio = Studio([Base.of(source) for source in args.base or [None]], library, open_to_bases=not args.listen)
+    entries = library.scan(studio.base())
+    refused = sum(entry.report is None for entry in entries)
     with tempfile.TemporaryDirectory(prefix="diffusion-adapters-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # its default is one folder for all users of a computer
-        page = build(studio, library)
+        page = build(studio)
         try:
             _, url, _ = open_page(page, prevent_thread_lock=True, **settings)
         except OSError as error:

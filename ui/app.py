@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 
-from ui.library import Library
+from ui.common import App
 from ui.studio import Studio
 from ui.tabs import TABS
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "monospace"]
-CSS = """
-body:not(.dark), body:not(.dark) .gradio-container { --body-text-color-subdued: #52525b;
-  --block-info-text-color: #52525b; --block-label-text-color: #3f3f46; --block-title-text-color: #27272a; }
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-.studio { display: grid !important; gap: 16px; align-items: start; grid-template-columns: minmax(300px, 2fr) 3fr;
-  grid-template-areas: "ask results" "mix results"; grid-template-rows: auto 1fr; }
-.studio > .ask { grid-area: ask; }
-.studio > .results { grid-area: results; position: sticky; top: 8px; }
-.studio > .mix { grid-area: mix; }
-.card .html-container, .card .block { background: var(--block-background-fill); }
-.card .name label { font-weight: 600; }
-.facts { margin: 0; font-size: .85rem; line-height: 1.5; overflow-wrap: anywhere; }
-.facts span { display: inline-block; margin-right: 12px; }
-.facts i { font-style: normal; color: var(--body-text-color-subdued); }
-.pictures, .pictures .grid-wrap, .pictures .grid-container { height: auto !important; min-height: 0 !important; }
-.status { min-height: 1.5em; }
-@media (max-width: 700px) {
-  .gradio-container { padding: 8px !important; }
-  .studio { grid-template-columns: minmax(0, 1fr); grid-template-areas: "ask" "results" "mix"; }
-  .studio > .results { position: static; }
-}
-"""
+CSS = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:; "
@@ -62,14 +42,15 @@ class Guard:
         await self.app(scope, receive, guarded if scope["type"] == "http" else send)
 
 
-def build(studio: Studio, library: Library) -> gr.Blocks:
-    """The page, ready for `open_page`. The library has been scanned."""
+def build(studio: Studio) -> gr.Blocks:
+    """The page, ready for `open_page`."""
     with gr.Blocks(title="diffusion-adapters", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"## diffusion-adapters\nBase: {studio.title}")
-        with gr.Tabs():
+        gr.Markdown("## diffusion-adapters")
+        app = App(studio, studio.library)
+        with gr.Tabs() as app.tabs:
             for title, tab in TABS.items():
-                with gr.Tab(title):
-                    tab(studio, library)
+                with gr.Tab(title, id=title):
+                    tab(app)
     return page.queue(max_size=100, default_concurrency_limit=1)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
+from ui.common import QUIET, App
 from ui.library import Entry, Library
-from ui.studio import StopFlag
+from ui.studio import Turn
 
 LOW, HIGH = -1.0, 2.0
 START = "a photo of a red ball"
 """The prompt to begin with where no adapter has a trigger."""
-QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 EMPTY = (
     "No adapter files here yet. Train one, `accelerate launch train/dreambooth.py`, or start the app with "
     "`--adapters FOLDER`; then look again. Until then you see the base alone."
@@ -23,7 +23,7 @@ EMPTY = (
 
 
 def build(
-    library: Library,
+    app: App,
     chosen: gr.State,
     prompt: gr.Textbox,
     again: gr.Button,
@@ -32,9 +32,9 @@ def build(
     *,
     inputs: Sequence[Any],
     outputs: Sequence[Any],
-    make: Callable[[Mapping[Any, Any], list[tuple[Entry, float]], gr.Progress], Iterator[Any]],
+    make: Callable[[Mapping[Any, Any], dict[str, float], gr.Progress], Iterator[Any]],
     status: gr.Markdown,
-    flag: gr.State,
+    turn: gr.State,
     limits: Mapping[str, Any],
 ) -> None:
     """Cards that are drawn anew for each page and by `again`; their values travel with each press of `go`."""
@@ -45,19 +45,19 @@ def build(
 
     @gr.render(inputs=[chosen, memory], triggers=[page.load, again.click], show_progress="hidden", queue=False)
     def draw(newest: str | None, before: dict[str, Any]) -> None:
-        entries = library.scan()
-        usable = [entry for entry in entries if entry.info]
+        entries = app.library.scan(app.studio.base())
+        usable = [entry for entry in entries if entry.report]
         controls = {}
         for entry in usable:
             on, weight = before.get(entry.name, (entry.name == newest, 1.0))
-            switch, slider = controls[entry.name] = _card(entry, on, weight, prompt, library)
+            switch, slider = controls[entry.name] = _card(entry, on, weight, prompt, app.library)
             gr.on(
                 [switch.input, slider.input], partial(_note, entry.name), [memory, switch, slider], memory,
                 trigger_mode="always_last", **QUIET,
             )  # fmt: skip
         if not usable:
             gr.Markdown(EMPTY)
-        refused = [entry for entry in entries if not entry.info]
+        refused = [entry for entry in entries if not entry.report]
         if refused:
             with gr.Accordion(f"Refused files: {len(refused)}", open=False):
                 for entry in refused:
@@ -65,7 +65,7 @@ def build(
                     gr.Textbox(**reason, interactive=False, lines=2, max_lines=6)
 
         def run(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[Any]:  # noqa: B008
-            mix = [(entry, values[controls[entry.name][1]]) for entry in usable if values[controls[entry.name][0]]]
+            mix = {name: values[weight] for name, (switch, weight) in controls.items() if values[switch]}
             yield from make(values, mix, progress)
 
         own = [control for pair in controls.values() for control in pair]
@@ -73,13 +73,13 @@ def build(
             [go.click, prompt.submit], run, {*inputs, *own}, list(outputs),
             trigger_mode="once", show_progress_on=outputs[0], api_visibility="private", **limits,
         )  # fmt: skip
-        halt.click(_halt, flag, status, cancels=[pressed], queue=False, api_visibility="private")
+        halt.click(_halt, turn, status, cancels=[pressed], queue=False, api_visibility="private")
 
 
 def _card(entry: Entry, on: bool, value: float, prompt: gr.Textbox, library: Library) -> tuple[gr.Checkbox, gr.Slider]:
     """The card of one usable file; its switch and its weight."""
-    assert entry.info is not None
-    facts = {"family": entry.info.family, "base": entry.base, "trigger": entry.trigger or "none"}
+    assert entry.report is not None
+    facts = {"family": entry.family, "base": entry.base, "trigger": entry.trigger or "none"}
     spans = " ".join(f"<span><i>{name}</i> {html.escape(text)}</span>" for name, text in facts.items())
     with gr.Group(elem_classes="card"):
         switch = gr.Checkbox(on, label=entry.name, interactive=True, elem_classes="name")
@@ -113,6 +113,6 @@ def _note(name: str, memory: dict[str, Any], on: bool, weight: float) -> dict[st
     return memory
 
 
-def _halt(flag: StopFlag) -> str:
-    flag.set()
+def _halt(turn: Turn) -> str:
+    turn.end()
     return "Stopped."

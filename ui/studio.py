@@ -1,151 +1,164 @@
-"""The pipeline behind a lock: each picture brings its own adapters and weights, so that nobody gets another's."""
+"""The worker that makes all pictures, one at a time: each brings its base, adapters and weights, and leaves nothing."""
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import torch
 from PIL import Image
 
-from diffusion_adapters import AdapterInfo, delete_adapters, list_adapters, load_adapter, set_adapters
-from diffusion_adapters.options import Options, option
-from ui.library import Entry
+from diffusion_adapters import parse_prompt
+from ui.bases import Base, LoadedBase, Traits
+from ui.library import Entry, Library
+from ui.recipe import Recipe
+from ui.request import Dial, Request, seed_of
 
-KEEP = 32
-"""Adapters kept in memory beside those in use."""
-Mix = Sequence[tuple[Entry, float]]
-"""The adapters of a picture with their weights; none is the base."""
+MAX_BASES = 16
+Pair = tuple[Image.Image | None, Image.Image]
+"""What the base makes of the same seed, if asked for, and the picture."""
 
 
 class StoppedError(Exception):
-    """The user pressed Stop."""
+    """The user pressed Stop, or asked for something newer."""
 
 
-class StopFlag:
-    """One session's wish to stop. Copying it, as a page does for each session, gives a new one."""
+class Turn:
+    """One session's work of a kind. Taking a turn ends the one before, at its next denoising step.
+
+    Copying it, as a page does for each session, gives a new one.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self.set, self.clear = self._event.set, self._event.clear
+        self._number = 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StopFlag:
-        return StopFlag()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Turn:
+        return Turn()
 
-    def check(self) -> None:
-        """Raise StoppedError if the flag is up."""
-        if self._event.is_set():
-            raise StoppedError
+    def take(self) -> Callable[[], None]:
+        """A function to be called at each step; it raises StoppedError once the turn is over."""
+        self._number = number = self._number + 1
 
+        def check() -> None:
+            if self._number != number:
+                raise StoppedError
 
-@dataclass(frozen=True, kw_only=True)
-class Request(Options):
-    """What a user asks for. Its bounds are those of the controls and of the API."""
+        return check
 
-    prompt: str = option("", "What to draw. An adapter's trigger calls up what it was taught.")
-    negative_prompt: str = option("", "What to keep out of the picture.")
-    seed: int = option(0, "The same seed with the same settings repeats the picture.", ge=0, le=2**32 - 1)
-    steps: int = option(20, "Denoising steps: more is slower and finer.", ge=1, le=100)
-    guidance_scale: float = option(2.5, "How strongly the picture follows the prompt.", ge=0, le=20)
-    num_images: int = option(1, "Each has the next seed.", ge=1, le=8)
-
-    @classmethod
-    def from_page(cls, values: Mapping[str, Any]) -> Request:
-        """From the values of controls, which know no difference between 20 and 20.0. Raises ValueError, TypeError."""
-        kinds = cls.kinds()
-        whole = {k: int(v) for k, v in values.items() if kinds[k][0] is int and isinstance(v, float) and v == int(v)}
-        return cls.from_mapping({**values, **whole})
-
-    @classmethod
-    def control(cls, name: str) -> dict[str, Any]:
-        """Keyword arguments of the control of field `name`: default, help and, of a number, its bounds."""
-        field = cls.__dataclass_fields__[name]
-        return {"value": field.default, "info": field.metadata["help"]}
-
-    @classmethod
-    def bounds(cls, name: str) -> tuple[float, float]:
-        """Lowest and highest value of field `name`."""
-        limits = cls.__dataclass_fields__[name].metadata["bounds"]
-        return limits["ge"], limits["le"]
+    def end(self) -> None:
+        """Stop what runs."""
+        self._number += 1
 
 
 class Studio:
-    """A pipeline, the adapters loaded onto it, and the lock without which nobody touches either."""
+    """The base in memory, and the lock without which nobody touches it."""
 
-    def __init__(self, pipe: Any, title: str = "", guidance_scale: float | None = None) -> None:
-        """`guidance_scale`: what to begin with; the pipeline's own default if None."""
-        self.pipe = pipe
-        self.title = title or type(pipe).__name__
-        self.accepts = inspect.signature(pipe.__call__).parameters
-        own = self.accepts["guidance_scale"].default if "guidance_scale" in self.accepts else None
-        self.guidance_scale = guidance_scale if guidance_scale is not None else own
+    def __init__(self, bases: Sequence[Base], library: Library, *, open_to_bases: bool = True) -> None:
+        """`bases`: the first is loaded now. `open_to_bases`: whether users may name others."""
+        self.bases = {base.name: base for base in bases}
+        self.library = library
+        self.open_to_bases = open_to_bases
         self.lock = threading.Lock()
-        self.loaded: dict[str, Entry] = {}
-        if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(disable=True)
+        self._traits: dict[str, Traits] = {}
+        self._loaded: LoadedBase | None = None
+        self.traits()
 
-    def examine(self, entry: Entry) -> AdapterInfo:
-        """Load a file to see whether it fits this base. Raises what `load_adapter` raises."""
-        with self.lock:
-            self._load([entry])
-            return list_adapters(self.pipe)[entry.name]
+    @property
+    def first(self) -> str:
+        """The name of the base that the app was opened with."""
+        return next(iter(self.bases))
+
+    def base(self, name: str = "") -> Base:
+        """A base by name, the first if empty. Raises ValueError for one that is unknown."""
+        name = name or self.first
+        if name not in self.bases:
+            raise ValueError(f"unknown base {name!r}; there are: {', '.join(self.bases)}")
+        return self.bases[name]
+
+    def add_base(self, source: str) -> Base:
+        """Let users choose another base, a folder or a Hub id, once it has been loaded. Raises ValueError, OSError."""
+        if source in self.bases:
+            return self.bases[source]
+        if not self.open_to_bases:
+            raise ValueError(f"this app has the bases {', '.join(self.bases)} and takes no others")
+        base = Base.of(source.strip())
+        taken = self.bases.get(base.name)
+        if taken is not None and taken.source != base.source:
+            raise ValueError(f"there is another base called {base.name!r}; rename the folder")
+        if taken is None and len(self.bases) >= MAX_BASES:
+            raise ValueError(f"{MAX_BASES} bases are known, and no more are taken; open the app anew")
+        self._traits[base.name] = self._use(base)
+        self.bases.setdefault(base.name, base)
+        return self.bases[base.name]
+
+    def traits(self, name: str = "") -> Traits:
+        """What a base takes; it is loaded to find out, once."""
+        base = self.base(name)
+        if base.name not in self._traits:
+            self._traits[base.name] = self._use(base)
+        return self._traits[base.name]
+
+    def entries(self, weights: Mapping[str, Any], base: str = "") -> dict[Entry, Dial]:
+        """The adapters of the library, and how each acts, for what names and weights say. Raises ValueError."""
+        self.library.scan(self.base(base))
+        return {self.library.find(name, self.base(base)): Dial.read(name, dial) for name, dial in weights.items()}
 
     def make(
         self,
         request: Request,
-        mix: Mix,
+        weights: Mapping[str, Any],
         *,
+        image: Image.Image | None = None,
         compare: bool = False,
         on_step: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Iterator[tuple[Image.Image | None, Image.Image]]:
-        """Yield (picture of the base, picture) for each seed; the first is None unless `compare` and there is a mix.
+    ) -> Iterator[Pair]:
+        """Yield a `Pair` for each seed, each picture with its recipe in `info`.
 
-        `on_step(done, total)` is called after each denoising step; what it raises ends the work at once.
+        `weights`: adapter name -> number, `Dial` or mapping of its fields; tags in the prompt multiply them. `image`:
+        what to draw from. `on_step(done, total)` is called after each denoising step; what it raises ends the work.
+        Raises ValueError, TypeError for what cannot be, before anything is drawn.
         """
+        base = self.base(request.base)
+        request = replace(request, base=base.name)
+        dials = {name: Dial.read(name, dial) for name, dial in weights.items()}
+        prompt, tags = parse_prompt(request.prompt, None)
+        entries = self.entries({**dials, **{name: dials.get(name, Dial()) for name in tags}}, base.name)
+        mix = {entry: dial.as_weight(tags.get(entry.name, 1.0)) for entry, dial in entries.items()}
+        if image is not None and not self.traits(base.name).image:
+            raise ValueError(f"{base.name} draws from no picture")
         compare = compare and bool(mix)
-        done, total = 0, request.steps * request.num_images * (2 if compare else 1)
+        turns, done = request.num_images * (2 if compare else 1), 0
 
-        def step() -> None:
+        def draw(number: int, mix: Mapping[Entry, Any], dials: Mapping[str, Dial]) -> Image.Image:
             nonlocal done
+
+            def step(index: int, count: int) -> None:
+                on_step(done * count + index, turns * count)
+
+            with self.lock:
+                loaded = self._load(base)
+                loaded.check(request)
+                picture = loaded.draw(replace(request, prompt=prompt), number, mix, image, step)
+                size = loaded.size(request)
             done += 1
-            on_step(min(done, total), total)
+            files = {entry.name: entry.digest for entry in mix}
+            own = replace(
+                request, seed=seed_of(request, number), num_images=1, prompt=request.prompt if mix else prompt
+            )
+            return Recipe(own, dials, files, image and image.convert("RGB").resize(size)).written(picture)
 
         for number in range(request.num_images):
-            base = self._draw(request, number, [], step) if compare else None
-            yield base, self._draw(request, number, mix, step)
+            plain = draw(number, {}, {}) if compare else None
+            yield plain, draw(number, mix, dials)
 
-    def _draw(self, request: Request, number: int, mix: Mix, step: Callable[[], None]) -> Image.Image:
-        """One picture. The lock is held for this long and never across a yield."""
-
-        def after_step(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            step()
-            return values
-
-        settings: dict[str, Any] = {"guidance_scale": request.guidance_scale, "callback_on_step_end": after_step}
-        if request.negative_prompt:
-            settings["negative_prompt"] = request.negative_prompt
-        settings = {name: value for name, value in settings.items() if name in self.accepts}
+    def _use(self, base: Base) -> Traits:
         with self.lock:
-            self._load([entry for entry, _ in mix])
-            set_adapters(self.pipe, [entry.name for entry, _ in mix], [weight for _, weight in mix])
-            generator = torch.Generator("cpu").manual_seed(request.seed + number)
-            made = self.pipe(request.prompt, num_inference_steps=request.steps, generator=generator, **settings)
-        return made.images[0]
+            return self._load(base).traits
 
-    def _load(self, entries: Sequence[Entry]) -> None:
-        """Have `entries` on the pipeline, as their files were when the library saw them. Leaves no adapter active."""
-        for entry in entries:
-            old = self.loaded.pop(entry.name, None)
-            if old is not None and (old.path, old.stamp) != (entry.path, entry.stamp):
-                delete_adapters(self.pipe, entry.name)
-                old = None
-            if old is None:
-                load_adapter(self.pipe, entry.path, entry.name)
-                set_adapters(self.pipe, [])
-            self.loaded[entry.name] = entry  # the last used is the last in the row
-        for name in list(self.loaded)[: -max(KEEP, len(entries))]:
-            delete_adapters(self.pipe, name)
-            del self.loaded[name]
+    def _load(self, base: Base) -> LoadedBase:
+        """The base in memory, in place of the one before. The lock is held."""
+        if self._loaded is None or self._loaded.base != base:
+            self._loaded = None  # there is room for one
+            self._loaded = LoadedBase.load(base)
+        return self._loaded

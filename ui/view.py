@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-Pair = tuple[Image.Image | None, Image.Image]
-"""The base's picture, if it was asked for, and the one with adapters."""
+from ui.common import QUIET
+from ui.studio import Pair
+
 HEIGHT = 440
 
 
@@ -40,8 +40,7 @@ class View:
         def choose(made: list[Pair], event: gr.SelectData) -> tuple[Any, ...]:
             return _large(made[event.index] if event.index < len(made) else None)
 
-        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.gallery.select(choose, pairs, [self.slider, self.single], **quiet)
+        self.gallery.select(choose, pairs, [self.slider, self.single], **QUIET)
 
 
 def _large(pair: Pair | None) -> tuple[Any, Any]:

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import html
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
 from ui import cards
-from ui.library import ERRORS, Library
-from ui.studio import Mix, Request, StopFlag, StoppedError, Studio
+from ui.common import GPU, App
+from ui.request import Request
+from ui.studio import StoppedError, Studio, Turn
 from ui.view import View
 
-GPU = {"concurrency_id": "gpu", "concurrency_limit": 1}
-"""One worker makes all pictures; other requests queue."""
 FIELDS = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "num_images")
 
 
-@contextmanager
-def toasts(library: Library) -> Iterator[None]:
-    """Show what the library refuses as a message on the page."""
-    try:
-        yield
-    except ERRORS as error:
-        raise gr.Error(html.escape(library.plain(error), quote=False), print_exception=False) from None
-
-
-def build(studio: Studio, library: Library) -> None:
+def build(app: App) -> None:
     """Lay out the tab and wire it."""
-    flag, pairs = gr.State(StopFlag()), gr.State([])
-    chosen = gr.State(lambda: getattr(library.newest(), "name", None))
+    studio, turn, pairs = app.studio, gr.State(Turn()), gr.State([])
+    chosen = gr.State(lambda: getattr(app.library.newest(studio.base()), "name", None))
     with gr.Row(elem_classes="studio"):
         with gr.Column(min_width=0, elem_classes="ask"):
-            fields = {"prompt": prompt_box(library)}
+            fields = {"prompt": prompt_box(app)}
             with gr.Row():
                 go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
                 halt = gr.Button("Stop", scale=1, min_width=80)
@@ -56,19 +44,18 @@ def build(studio: Studio, library: Library) -> None:
                     False, interactive=True, label="Random seed", info="A new seed for every request."
                 )
 
-    def make(values: Mapping[Any, Any], mix: Mix, progress: gr.Progress) -> Iterator[tuple[Any, ...]]:
+    def make(values: Mapping[Any, Any], mix: dict[str, float], progress: gr.Progress) -> Iterator[tuple[Any, ...]]:
         """The outputs after each picture, and once more at the end."""
-        stop = values[flag]
-        stop.clear()
+        check = values[turn].take()
         made: list[tuple[Image.Image | None, Image.Image]] = []
-        with toasts(library):
+        with app.toasts():
             named = {name: values[field] for name, field in fields.items()}
             if values[random_seed]:
                 named["seed"] = random.randrange(2**32)
             request = Request.from_page(named)
 
             def on_step(done: int, total: int) -> None:
-                stop.check()
+                check()
                 progress((done, total), unit="steps")
 
             def outputs(word: str) -> tuple[Any, ...]:
@@ -85,18 +72,18 @@ def build(studio: Studio, library: Library) -> None:
 
     with deck:
         cards.build(
-            library, chosen, fields["prompt"], again, go, halt,
-            inputs=[*fields.values(), random_seed, compare, flag],
+            app, chosen, fields["prompt"], again, go, halt,
+            inputs=[*fields.values(), random_seed, compare, turn],
             outputs=[*view.parts, pairs, fields["seed"], status],
-            make=make, status=status, flag=flag, limits=GPU,
+            make=make, status=status, turn=turn, limits=GPU,
         )  # fmt: skip
     view.wire(pairs)
-    _endpoints(studio, library, fields, view.gallery)
+    _endpoints(app, fields, view.gallery)
 
 
-def prompt_box(library: Library) -> gr.Textbox:
+def prompt_box(app: App) -> gr.Textbox:
     """The prompt, at first the trigger of the newest adapter."""
-    first = lambda: getattr(library.newest(), "trigger", "") or cards.START  # noqa: E731
+    first = lambda: getattr(app.library.newest(app.studio.base()), "trigger", "") or cards.START  # noqa: E731
     control = {**Request.control("prompt"), "value": first}
     return gr.Textbox(label="Prompt", lines=2, max_lines=6, autofocus=True, **control)
 
@@ -106,9 +93,10 @@ def settings(studio: Studio) -> dict[str, Any]:
     count = number_slider("num_images", "Number of pictures")
     steps = number_slider("steps", "Steps")
     guidance = number_slider("guidance_scale", "Guidance", step=0.1)
-    guidance.visible = "guidance_scale" in studio.accepts
-    guidance.value = studio.guidance_scale if studio.guidance_scale is not None else guidance.value
-    visible = "negative_prompt" in studio.accepts
+    traits = studio.traits()
+    guidance.visible = traits.guidance is not None
+    guidance.value = traits.guidance or guidance.value
+    visible = traits.negative
     negative = gr.Textbox(label="Negative prompt", lines=1, visible=visible, **Request.control("negative_prompt"))
     low, high = Request.bounds("seed")
     seed = gr.Number(label="Seed", precision=0, minimum=low, maximum=high, **Request.control("seed"))
@@ -123,20 +111,19 @@ def number_slider(name: str, label: str, step: float = 1) -> gr.Slider:
     return gr.Slider(low, high, step=step, label=label, min_width=140, **Request.control(name))
 
 
-def tell(request: Request, mix: Mix, count: int) -> str:
+def tell(request: Request, mix: Mapping[str, float], count: int) -> str:
     """One line about what was made."""
-    used = ", ".join(f"`{entry.name}` × {weight:g}" for entry, weight in mix) or "the base alone"
+    used = ", ".join(f"`{name}` × {weight:g}" for name, weight in mix.items()) or "the base alone"
     return f"{count} of {request.num_images} · {used} · seed {request.seed} · {request.steps} steps"
 
 
-def _endpoints(studio: Studio, library: Library, fields: Mapping[str, Any], gallery: gr.Gallery) -> None:
+def _endpoints(app: App, fields: Mapping[str, Any], gallery: gr.Gallery) -> None:
     """The same for programs: /generate and /adapters."""
 
     def generate(*values: Any) -> list[Image.Image]:
-        with toasts(library):
+        with app.toasts():
             request = Request.from_page(dict(zip(FIELDS, values, strict=False)))
-            mix = [(library.find(name), weight) for name, weight in (values[-1] or {}).items()]
-            return [picture for _, picture in studio.make(request, mix)]
+            return [picture for _, picture in app.studio.make(request, values[-1] or {})]
 
     weights = gr.JSON(label="Adapters: name -> weight", visible=False)
     gr.Button(visible=False).click(
@@ -145,6 +132,6 @@ def _endpoints(studio: Studio, library: Library, fields: Mapping[str, Any], gall
 
     def adapters() -> list[dict]:  # type: ignore[type-arg]  # gradio reads the hint
         """The files of the library: name, family, trigger, base, and why a file is refused."""
-        return [entry.describe() for entry in library.scan()]
+        return [entry.describe() for entry in app.library.scan(app.studio.base())]
 
     gr.api(adapters)

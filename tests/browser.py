@@ -1,0 +1,90 @@
+"""A real browser for the app's tests: Debian's chromium, driven by playwright, that may reach this computer alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+GALLERY = Path(__file__).parents[1] / "train" / "benchmarks" / "results" / "gallery"
+BINARIES = ("chromium", "chromium-browser", "google-chrome")
+WAIT = 20_000
+"""Milliseconds for what a busy computer does in one."""
+NOISE = ("ResizeObserver loop",)
+"""What browsers report that is no fault."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The browser, one for all tests."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    binary = next(filter(None, map(shutil.which, BINARIES)), None)
+    if binary is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--force-prefers-reduced-motion"]
+        opened = playwright.chromium.launch(executable_path=binary, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters `red` and `green` of the embedded base. What a test adds it takes away again."""
+    folder = tmp_path_factory.mktemp("library")
+    for name in ("red", "green"):
+        shutil.copy(GALLERY / f"{name}.safetensors", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app with the embedded base, served from this process."""
+    pytest.importorskip("gradio")
+    from ui.app import build, open_page
+    from ui.bases import Base
+    from ui.library import Library
+    from ui.studio import Studio
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
+        page = build(Studio([Base.of(None)], Library([library_folder])))
+        _, url, _ = open_page(page, prevent_thread_lock=True)
+        yield url
+        page.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, app_url: str) -> Iterator[Callable[..., Any]]:
+    """Opens the app in a new session, of a width, height and colour scheme. What the page does wrong fails the test."""
+    faults: list[str] = []
+    contexts = []
+
+    def guard(route: Any) -> None:
+        address = urlparse(route.request.url)
+        if address.hostname in ("127.0.0.1", None):
+            route.continue_()
+        else:
+            faults.append(f"asked for {route.request.url}")
+            route.abort()
+
+    def opened(width: int = 1280, height: int = 900, dark: bool = False, tab: str = "Create") -> Any:
+        scheme = "dark" if dark else "light"
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        context.set_default_timeout(WAIT)
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
+        page.goto(app_url)
+        page.get_by_role("tab", name=tab, exact=True).click()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not [fault for fault in faults if not any(words in fault for words in NOISE)]

@@ -1,0 +1,46 @@
+"""What all tabs share: the worker, the library, the way to another tab, and how errors are shown."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from ui.library import ERRORS, Library
+from ui.studio import Studio
+
+GPU: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
+"""Of events that make pictures or load models: one worker does them, others queue."""
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of events that touch controls only."""
+
+
+@dataclass
+class App:
+    """What a tab's `build` is given, inside the open page."""
+
+    studio: Studio
+    library: Library
+    tabs: gr.Tabs | None = None
+    recipe: gr.State = field(default_factory=lambda: gr.State(None))
+    """Put the `as_dict` of a Recipe here and the Create tab takes it over: outputs `[app.recipe, app.tabs]`."""
+
+    def go(self, tab: str) -> Any:
+        """The update of `tabs` that opens a tab by its title."""
+        return gr.Tabs(selected=tab)
+
+    @contextmanager
+    def toasts(self) -> Iterator[None]:
+        """Show what the library refuses as a message on the page."""
+        try:
+            yield
+        except ERRORS as error:
+            raise gr.Error(self.plain(error), print_exception=False) from None
+
+    def plain(self, error: BaseException) -> str:
+        """What an error says, without folders of this computer, as text that may stand in HTML."""
+        return html.escape(self.library.plain(error), quote=False)

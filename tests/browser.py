@@ -12,7 +12,7 @@ import pytest
 
 GALLERY = Path(__file__).parents[1] / "train" / "benchmarks" / "results" / "gallery"
 BINARIES = ("chromium", "chromium-browser", "google-chrome")
-WAIT = 20_000
+WAIT = 60_000
 """Milliseconds for what a busy computer does in one."""
 NOISE = ("ResizeObserver loop",)
 """What browsers report that is no fault."""

@@ -69,9 +69,8 @@ def pixels(image: Image.Image | str) -> np.ndarray:
 
 def ask(client: Client, adapters: dict[str, float], **changes: Any) -> list[np.ndarray]:
     """Pictures from the app's own interface for programs."""
-    values = {**SETTINGS, "negative_prompt": "", "num_images": 1, **changes}
-    order = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "num_images")
-    made = client.predict(*(values[name] for name in order), adapters, api_name="/generate")
+    values = {**SETTINGS, **changes}
+    made = client.predict(**values, adapters=adapters, api_name="/generate")
     return [pixels(item["image"]) for item in made]
 
 

@@ -2,12 +2,87 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 
-def test_a_first_picture(open_page: Callable[..., Any]) -> None:
-    page = open_page()
-    page.get_by_label("red", exact=True).check()
+STEPS = 4
+
+
+def picture(page: Any, label: str = "Picture") -> Image.Image:
+    """What stands in the large view, from its own file."""
+    source = page.locator(".large:visible img").first.get_attribute("src")
+    return Image.open(io.BytesIO(page.request.get(source).body()))
+
+
+def generate(page: Any) -> Image.Image:
+    """Press the button and wait for what comes of it."""
+    count = page.locator(".pictures img").count()
     page.get_by_role("button", name="Generate").click()
+    page.locator(".pictures img").nth(count).wait_for()
     page.get_by_text("Done.").wait_for()
+    return picture(page)
+
+
+def set_number(page: Any, label: str, value: float) -> None:
+    """Type into the number of a slider."""
+    box = page.get_by_label(f"number input for {label}", exact=True)
+    box.fill(str(value))
+    box.press("Tab")
+
+
+def take_up(page: Any, name: str) -> None:
+    """Give an adapter a card."""
+    page.get_by_label("Adapters", exact=True).click()
+    page.get_by_role("option", name=name).click()
+    page.keyboard.press("Escape")
+    page.get_by_label(f"number input for Weight of {name}").wait_for()
+
+
+def ready(open_page: Callable[..., Any], **settings: Any) -> Any:
+    """A page with the first card, its first preview, and few steps."""
+    page = open_page(**settings)
+    page.get_by_text("Preview of 6 steps").wait_for()
+    set_number(page, "Steps", STEPS)
+    return page
+
+
+def test_two_adapters_their_weights_and_a_reload(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    page = ready(open_page)
+    first = generate(page)
+    recipe = json.loads(first.info["diffusion_adapters"])
+    other = {"red", "green"} - set(recipe["adapters"])
+    assert recipe["request"]["steps"] == STEPS
+    take_up(page, other.pop())
+    both = generate(page)
+    assert not np.array_equal(first, both)
+    set_number(page, "Weight of red", 0.5)
+    page.get_by_text(re.compile("Preview of 4 steps")).wait_for()
+    weighed = generate(page)
+    assert not np.array_equal(both, weighed)
+    assert json.loads(weighed.info["diffusion_adapters"])["adapters"]["red"] == {"weight": 0.5}
+    weighed_file = tmp_path / "picture.png"
+    source = page.locator(".large:visible img").first.get_attribute("src")
+    weighed_file.write_bytes(page.request.get(source).body())
+
+    page.reload()
+    page.get_by_label("number input for Weight of red").wait_for()
+    assert page.get_by_label("number input for Weight of red").input_value() == "0.5"
+    assert page.get_by_label("number input for Steps").input_value() == str(STEPS)
+    assert page.locator(".pictures img").count() == 3
+    assert np.array_equal(generate(page), weighed)
+
+    page = ready(open_page)  # another visitor, with nothing of the first one's
+    assert page.locator(".pictures img").count() == 0
+    page.get_by_text("Take up a picture's recipe").click()
+    page.locator("input[type=file][accept*=png]").last.set_input_files(weighed_file)
+    page.get_by_text("The recipe was taken up.").wait_for()
+    page.get_by_label("number input for Weight of red").wait_for()
+    assert page.get_by_label("number input for Weight of red").input_value() == "0.5"
+    assert np.array_equal(generate(page), weighed)

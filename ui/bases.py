@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffusion_adapters import AdapterShelf, delete_adapters
+from diffusion_adapters import AdapterSet, AdapterShelf, delete_adapters
+from diffusion_adapters.attach import find_denoisers
 from diffusion_adapters.cli.common import POCKET, POCKET_GUIDANCE, load_base
 from diffusion_adapters.skeleton import Skeleton, skeleton
 from ui.library import Entry
@@ -20,6 +21,8 @@ from ui.request import LARGEST, Request, seed_of
 
 KEEP = 32
 """Adapters kept in memory beside those in use."""
+MANY = 8
+"""Blocks of a list that still have a control each."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ class Base:
         """Its models without their numbers, to see whether an adapter fits. Only configuration files are read."""
         return skeleton(self.source or POCKET)
 
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks of its denoisers that adapters change, as scopes of a weight; of many alike the whole list."""
+        found: dict[str, None] = {}
+        for denoiser in find_denoisers(self.skeleton).values():
+            heads = [path.split(".")[:2] for path in AdapterSet(denoiser).projections()]
+            long = {name for name, _ in heads if len({part for other, part in heads if other == name}) > MANY}
+            for name, part in heads:
+                found[f"{name}.{part}" if part.isdecimal() and name not in long else name] = None
+        return tuple(found)
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -62,6 +76,8 @@ class Traits:
     negative: bool = False
     image: bool = False
     """Whether it draws from a picture."""
+    quick: bool = False
+    """Whether a preview takes moments: a small base, or an accelerator."""
 
 
 @dataclass(eq=False)
@@ -115,6 +131,7 @@ class LoadedBase:
             size=(width * factor, height * factor), multiple=max(8, factor * 2**halvings),
             samplers=tuple(self.samplers), guidance=POCKET_GUIDANCE if self.base.source is None else own,
             negative="negative_prompt" in accepts, image=self.from_image is not None,
+            quick=self.base.source is None or self.pipe.device.type != "cpu",
         )  # fmt: skip
 
     def check(self, request: Request) -> None:
@@ -126,6 +143,9 @@ class LoadedBase:
             value = getattr(request, name)
             if value % traits.multiple:
                 raise ValueError(f"{name} must be a multiple of {traits.multiple} for this base, got {value}")
+        (width, height), (w, h) = self.size(request), traits.size
+        if width * height > 16 * w * h:
+            raise ValueError(f"{width} × {height} is more than 16 times the {w} × {h} that this base draws by itself")
 
     def draw(
         self,

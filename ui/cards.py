@@ -1,118 +1,187 @@
-"""One card per adapter of the library: on or off, its weight, its family, trigger and base; and who was refused."""
+"""The adapters that are taken up, a card each: who it is, its weight, and how, when and where it acts."""
 
 from __future__ import annotations
 
+import copy
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from ui.common import QUIET, App
-from ui.library import Entry, Library
-from ui.studio import Turn
+from ui.common import QUIET, SOON, App
+from ui.controls import START
+from ui.history import Session
+from ui.library import Entry
+from ui.region import editor, mask_of
+from ui.request import Dial
 
 LOW, HIGH = -1.0, 2.0
-START = "a photo of a red ball"
-"""The prompt to begin with where no adapter has a trigger."""
+BANDS = ("Coarse", "Middle", "Fine")
+Dials = dict[str, dict[str, Any]]
+"""By adapter name the fields of its `Dial`, and whether it is `on`. What is put away keeps its own."""
 EMPTY = (
     "No adapter files here yet. Train one, `accelerate launch train/dreambooth.py`, or start the app with "
     "`--adapters FOLDER`; then look again. Until then you see the base alone."
 )
 
 
-def build(
-    app: App,
-    chosen: gr.State,
-    prompt: gr.Textbox,
-    again: gr.Button,
-    go: gr.Button,
-    halt: gr.Button,
-    *,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    make: Callable[[Mapping[Any, Any], dict[str, float], gr.Progress], Iterator[Any]],
-    status: gr.Markdown,
-    turn: gr.State,
-    limits: Mapping[str, Any],
-) -> None:
-    """Cards that are drawn anew for each page and by `again`; their values travel with each press of `go`."""
-    page = gr.context.Context.root_block
-    assert page is not None
+class Cards:
+    """The picker of adapters and, drawn anew when `again` changes, their cards. All that is set is in `dials`."""
 
-    memory = gr.State({})
-
-    @gr.render(inputs=[chosen, memory], triggers=[page.load, again.click], show_progress="hidden", queue=False)
-    def draw(newest: str | None, before: dict[str, Any]) -> None:
-        entries = app.library.scan(app.studio.base())
-        usable = [entry for entry in entries if entry.report]
-        controls = {}
-        for entry in usable:
-            on, weight = before.get(entry.name, (entry.name == newest, 1.0))
-            switch, slider = controls[entry.name] = _card(entry, on, weight, prompt, app.library)
-            gr.on(
-                [switch.input, slider.input], partial(_note, entry.name), [memory, switch, slider], memory,
-                trigger_mode="always_last", **QUIET,
-            )  # fmt: skip
-        if not usable:
-            gr.Markdown(EMPTY)
-        refused = [entry for entry in entries if not entry.report]
-        if refused:
-            with gr.Accordion(f"Refused files: {len(refused)}", open=False):
-                for entry in refused:
-                    reason = {"value": entry.reason, "label": entry.name}
-                    gr.Textbox(**reason, interactive=False, lines=2, max_lines=6)
-
-        def run(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> Iterator[Any]:  # noqa: B008
-            mix = {name: values[weight] for name, (switch, weight) in controls.items() if values[switch]}
-            yield from make(values, mix, progress)
-
-        own = [control for pair in controls.values() for control in pair]
-        pressed = gr.on(
-            [go.click, prompt.submit], run, {*inputs, *own}, list(outputs),
-            trigger_mode="once", show_progress_on=outputs[0], api_visibility="private", **limits,
+    def __init__(self, app: App, session: gr.State, prompt: gr.Textbox, base: gr.Dropdown, shots: gr.State) -> None:
+        self.app, self.session, self.prompt = app, session, prompt
+        self.dials, self.again = gr.State({}), gr.State(0)
+        self.rack = gr.Dropdown(
+            [], multiselect=True, label="Adapters", interactive=True,
+            info="Choose from the library; each gets a card. Type to search.",
         )  # fmt: skip
-        halt.click(_halt, turn, status, cancels=[pressed], queue=False, api_visibility="private")
+        look = gr.Button("Look for new adapter files", size="sm")
+        look.click(lambda base, count: (gr.update(choices=self.choices(base)), count + 1), [base, self.again],
+                   [self.rack, self.again], **SOON)  # fmt: skip
+        self.rack.input(_taken, [self.rack, self.dials, self.again], [self.dials, self.again], **SOON)
+        self._base, self._shots = base, shots
+
+    def choices(self, base: str) -> list[str]:
+        """The usable adapters for a base, after a look at the library."""
+        own = self.app.studio.base(base)
+        self.app.library.scan(own)
+        return list(self.app.library.usable(own))
+
+    def draw(self, size: Callable[[Any, Any], tuple[int, int]], width: Any, height: Any) -> None:
+        """Lay out the cards, here. `size`: the picture's, from the values of `width` and `height`."""
+        inputs = [self.rack, self.dials, self._base, self._shots, width, height]
+
+        @gr.render(inputs=inputs, triggers=[self.again.change], show_progress="hidden", queue=False)
+        def cards(rack: list[str], dials: Dials, base: str, shots: list[Any], width: int, height: int) -> None:
+            own = self.app.studio.base(base)
+            usable = self.app.library.usable(own)
+            if not usable:
+                gr.Markdown(EMPTY)
+            picture = shots[0][1] if shots else None
+            for name in rack or []:
+                if name in usable:
+                    self._card(usable[name], dials.get(name, {}), own.blocks, size(width, height), picture)
+            refused = [entry for entry in self.app.library.entries.get(own.name, {}).values() if not entry.report]
+            if refused:
+                with gr.Accordion(f"Refused files: {len(refused)}", open=False):
+                    for entry in refused:
+                        gr.Textbox(entry.reason, label=entry.name, interactive=False, lines=2, max_lines=6)
+
+    def _card(
+        self, entry: Entry, dial: dict[str, Any], blocks: Iterable[str], size: tuple[int, int], picture: str | None
+    ) -> None:
+        """One adapter; `dial` is what is set on it."""
+        name = entry.name
+        with gr.Group(elem_classes="card"):
+            on = gr.Checkbox(dial.get("on", True), label=name, interactive=True, elem_classes="name")
+            gr.HTML(_facts(entry))
+            if entry.trigger:
+                put = gr.Button(f"+ {entry.trigger}", size="sm", elem_classes="trigger")
+                put.click(partial(self._with_trigger, entry.trigger), self.prompt, self.prompt, **QUIET)
+                on.input(partial(self._switched, entry.trigger), [on, self.prompt], self.prompt, **QUIET)
+            self._note(name, "on", on)
+            self._note(
+                name, "weight", _gain(f"Weight of {name}", dial.get("weight", 1.0), Dial.control("weight")["info"])
+            )
+            domains = {domain: f"Domain {domain}" for domain in entry.domains}
+            self._many(name, "domains", domains, dict(dial.get("domains") or {}), {})
+            with gr.Accordion(f"When and where {name} acts", open=False):
+                with gr.Row():
+                    self._note(name, "start", _part("From", dial.get("start", 0.0), "Part of the steps."))
+                    self._note(name, "end", _part("To", dial.get("end", 1.0), "Part of the steps."))
+                self._region(name, dial.get("mask"), size, picture)
+                gr.Markdown("**Detail.** Gains of what it adds, from coarse to fine.")
+                bands = list(dial.get("bands") or [1.0] * len(BANDS))
+                labels = BANDS if len(bands) == len(BANDS) else [f"Band {i + 1}" for i in range(len(bands))]
+                self._many(name, "bands", dict(enumerate(labels)), dict(enumerate(bands)), list(bands))
+                gr.Markdown("**Blocks.** Gains by part of the denoiser.")
+                scopes = dict(dial.get("scopes") or {})
+                self._many(name, "scopes", {scope: scope for scope in [*blocks, *scopes]}, scopes, {})
+
+    def _many(self, name: str, field: str, labels: dict[Any, str], values: dict[Any, float], empty: Any) -> None:
+        """A slider for each of `labels`. They are kept in `field` of the dial, which begins as `empty`."""
+        for number in range(0, len(labels), 2):
+            with gr.Row():
+                for key in list(labels)[number : number + 2]:
+                    self._note(name, (field, key, empty), _gain(labels[key], values.get(key, 1.0), None))
+
+    def _region(self, name: str, mask: str | None, size: tuple[int, int], picture: str | None) -> None:
+        """The switch that opens the editor of a region, and the editor."""
+        switch = gr.Checkbox(
+            mask is not None, label="Only in a region", interactive=True, info="Paint on the picture where it acts."
+        )
+        canvas = editor(name, size, mask, picture)
+        canvas.visible = mask is not None
+        switch.input(lambda on: gr.update(visible=on), switch, canvas, **QUIET)
+        self._note(name, "region", switch)
+        self._note(name, "mask", canvas, mask_of)
+
+    def _note(self, name: str, field: Any, control: Any, read: Callable[[Any], Any] = lambda value: value) -> None:
+        """Keep what a user sets on a control, and stop the preview of how it was before."""
+
+        def note(dials: Dials, session: Session, value: Any) -> Dials:
+            session.preview.end()
+            dial, key = dials.setdefault(name, {"on": True}), field
+            if isinstance(field, tuple):
+                field_, key, empty = field
+                dial = dial.setdefault(field_, copy.copy(empty))
+            dial[key] = read(value)
+            return dials
+
+        control.input(note, [self.dials, self.session, control], self.dials, trigger_mode="always_last", **SOON)
+
+    def _with_trigger(self, trigger: str, text: str, only_replace: bool = False) -> str:
+        """The prompt with `trigger`: instead of nothing or of another trigger alone, else in front of it."""
+        if trigger in text:
+            return text
+        if not text.strip() or text.strip() in self.app.library.triggers() | {START}:
+            return trigger
+        return text if only_replace else f"{trigger}, {text}"
+
+    def _switched(self, trigger: str, on: bool, text: str) -> str:
+        return self._with_trigger(trigger, text, only_replace=True) if on else text
 
 
-def _card(entry: Entry, on: bool, value: float, prompt: gr.Textbox, library: Library) -> tuple[gr.Checkbox, gr.Slider]:
-    """The card of one usable file; its switch and its weight."""
-    assert entry.report is not None
-    facts = {"family": entry.family, "base": entry.base, "trigger": entry.trigger or "none"}
+def mix_of(rack: Iterable[str], dials: Dials) -> dict[str, Dial]:
+    """The adapters that are on, and how each acts. Raises ValueError, TypeError."""
+    mix = {}
+    for name in rack:
+        given = dict(dials.get(name, {}))
+        if not given.pop("on", True):
+            continue
+        if not given.pop("region", given.get("mask")):
+            given.pop("mask", None)
+        if all(gain == 1 for gain in given.get("bands") or ()):
+            given.pop("bands", None)
+        for field in ("scopes", "domains"):
+            changed = {key: float(gain) for key, gain in (given.pop(field, None) or {}).items() if gain != 1}
+            if changed:
+                given[field] = changed
+        mix[name] = Dial.read(name, given)
+    return mix
+
+
+def _taken(rack: list[str], dials: Dials, count: int) -> tuple[Dials, int]:
+    """What was just taken up is on."""
+    for name in rack:
+        dials.setdefault(name, {"on": True})
+    return dials, count + 1
+
+
+def _facts(entry: Entry) -> str:
+    facts = {"family": entry.family, "base": entry.base or "not told"}
     spans = " ".join(f"<span><i>{name}</i> {html.escape(text)}</span>" for name, text in facts.items())
-    with gr.Group(elem_classes="card"):
-        switch = gr.Checkbox(on, label=entry.name, interactive=True, elem_classes="name")
-        gr.HTML(f"<p class='facts'>{spans}</p>")
-        weight = gr.Slider(
-            LOW, HIGH, value, step=0.05, label=f"Weight of {entry.name}", info="0 is the base, 1 is as trained.",
-            interactive=True,
-        )  # fmt: skip
-        if entry.trigger:
-            insert = gr.Button("Put the trigger into the prompt", size="sm")
-            insert.click(lambda text: _with_trigger(text, entry.trigger, library), prompt, prompt, **QUIET)
-            switch.input(
-                lambda is_on, text: _with_trigger(text, entry.trigger, library, only_replace=True) if is_on else text,
-                [switch, prompt], prompt, **QUIET,
-            )  # fmt: skip
-    return switch, weight
+    image = f"<img src='{html.escape(entry.thumbnail)}' alt='' loading='lazy'>" if entry.thumbnail else ""
+    return f"<div class='facts'>{image}<p>{spans}</p></div>"
 
 
-def _with_trigger(text: str, trigger: str, library: Library, only_replace: bool = False) -> str:
-    """The prompt with `trigger`: instead of nothing or of another adapter's trigger alone, else in front of it."""
-    if trigger in text:
-        return text
-    if not text.strip() or text.strip() in library.triggers() | {START}:
-        return trigger
-    return text if only_replace else f"{trigger}, {text}"
+def _gain(label: str, value: float, info: str | None) -> gr.Slider:
+    return gr.Slider(
+        min(LOW, value), max(HIGH, value), value, step=0.05, label=label, info=info, interactive=True, min_width=120
+    )
 
 
-def _note(name: str, memory: dict[str, Any], on: bool, weight: float) -> dict[str, Any]:
-    """Keep what is set on a card for when the cards are drawn anew."""
-    memory[name] = (on, weight)
-    return memory
-
-
-def _halt(turn: Turn) -> str:
-    turn.end()
-    return "Stopped."
+def _part(label: str, value: float, info: str) -> gr.Slider:
+    return gr.Slider(0, 1, value, step=0.05, label=label, info=info, interactive=True, min_width=120)

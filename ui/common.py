@@ -17,6 +17,8 @@ GPU: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """Of events that make pictures or load models: one worker does them, others queue."""
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that touch controls only."""
+SOON: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+"""Of those that change a `gr.State` whose `change` is listened to, which gradio tells for queued events alone."""
 
 
 @dataclass

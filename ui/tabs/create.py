@@ -1,137 +1,164 @@
-"""Create: a prompt, the adapters with their weights, pictures, and each beside what the base makes of the same seed."""
+"""Create: a prompt, adapters with their weights, pictures; each beside what the base makes of the same seed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from ui import cards
-from ui.common import GPU, App
-from ui.request import Request
-from ui.studio import StoppedError, Studio, Turn
+from ui import endpoints
+from ui.cards import Cards, mix_of
+from ui.common import GPU, QUIET, App
+from ui.controls import Controls
+from ui.history import Session, store
+from ui.memory import Memory
+from ui.request import Dial, Request
+from ui.studio import StoppedError
 from ui.view import View
 
-FIELDS = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "num_images")
+PREVIEW_STEPS = 6
 
 
-def build(app: App) -> None:
-    """Lay out the tab and wire it."""
-    studio, turn, pairs = app.studio, gr.State(Turn()), gr.State([])
-    chosen = gr.State(lambda: getattr(app.library.newest(studio.base()), "name", None))
-    with gr.Row(elem_classes="studio"):
-        with gr.Column(min_width=0, elem_classes="ask"):
-            fields = {"prompt": prompt_box(app)}
-            with gr.Row():
-                go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
-                halt = gr.Button("Stop", scale=1, min_width=80)
-        with gr.Column(min_width=0, elem_classes="results"):
-            view = View()
-            status = gr.Markdown("", elem_classes="status")
-            compare = gr.Checkbox(
-                True, interactive=True, label="Compare with the base",
-                info="Also make each picture without adapters. Choose a picture to see it beside the base's.",
-            )  # fmt: skip
-        with gr.Column(min_width=0, elem_classes="mix"):
-            deck = gr.Column(min_width=0)
-            again = gr.Button("Look for new adapter files", size="sm")
-            with gr.Accordion("Settings", open=True):
-                fields |= settings(studio)
-                random_seed = gr.Checkbox(
-                    False, interactive=True, label="Random seed", info="A new seed for every request."
-                )
+class Create:
+    """The tab's parts and what happens to them."""
 
-    def make(values: Mapping[Any, Any], mix: dict[str, float], progress: gr.Progress) -> Iterator[tuple[Any, ...]]:
+    def __init__(self, app: App) -> None:
+        self.app, self.studio = app, app.studio
+        self.session = gr.State(Session())
+        self.controls = controls = Controls(app)
+        with gr.Row(elem_classes="studio"):
+            with gr.Column(min_width=0, elem_classes="ask"):
+                controls.ask()
+                with gr.Row():
+                    self.go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
+                    self.halt = gr.Button("Stop", scale=1, min_width=80)
+            with gr.Column(min_width=0, elem_classes="results"):
+                self.view = View()
+                with gr.Row():
+                    self.live = gr.Checkbox(
+                        self.studio.traits().quick, label="Live preview", min_width=160, interactive=True,
+                        info="Each change of a weight draws a rough picture at once.",
+                    )  # fmt: skip
+                    self.compare = gr.Checkbox(
+                        False, label="Compare with the base", min_width=160, interactive=True,
+                        info="Also make each picture without adapters, and show both.",
+                    )  # fmt: skip
+                self.view.gallery()
+            with gr.Column(min_width=0, elem_classes="mix"):
+                deck = gr.Column(min_width=0)
+                with gr.Accordion("Settings", open=True):
+                    controls.settings()
+                with gr.Accordion("Base, sampler, size", open=False):
+                    controls.model()
+                with gr.Accordion("Draw from a picture", open=False):
+                    controls.source()
+                with gr.Accordion("Take up a picture's recipe", open=False):
+                    self.drop = gr.File(
+                        label="A PNG that was made here", file_types=[".png"], type="filepath", height=120
+                    )
+        fields = controls.fields
+        with deck:
+            self.cards = Cards(app, self.session, fields["prompt"], fields["base"], self.view.shots)
+            self.cards.draw(lambda width, height: (width, height), fields["width"], fields["height"])
+        self.flags = [controls.lock, self.live, self.compare]
+        self.asked = [*controls.inputs, controls.image, self.cards.rack, self.cards.dials, *self.flags]
+        self.memory = Memory(app, controls, self.cards, self.view, self.flags)
+        self.wire()
+
+    def wire(self) -> None:
+        """What happens when."""
+        cards, view, fields = self.cards, self.view, self.controls.fields
+        given = [self.session, self.memory.saved, *self.asked]
+        pressed = gr.on(
+            [self.go.click, fields["prompt"].submit], self.make, given, [*view.parts, fields["seed"], view.status],
+            trigger_mode="once", show_progress_on=view.single, api_visibility="private", **GPU,
+        )  # fmt: skip
+        moved = [cards.again.change, cards.dials.change, fields["guidance_scale"].release, fields["strength"].release]
+        previewed = gr.on(
+            moved, self.preview, given, [view.slider, view.single, view.status], trigger_mode="always_last",
+            show_progress="hidden", api_visibility="private", **GPU,
+        )  # fmt: skip
+        self.halt.click(_halt, self.session, view.status, cancels=[pressed, previewed], **QUIET)
+        page = gr.context.Context.root_block
+        assert page is not None
+        self.memory.wire(page, self.asked, self.drop)
+        endpoints.build(self.app, fields, view.history)
+
+    def read(self, asked: Sequence[Any]) -> tuple[Request, dict[str, Dial], Any, dict[str, Any]]:
+        """Request, adapters, source picture and the rest, from the values of `asked`."""
+        count = len(self.controls.fields)
+        request = self.controls.read(asked[:count])
+        image, rack, dials, *flags = asked[count:]
+        return request, mix_of(rack or [], dials), image, dict(zip(("lock", "live", "compare"), flags, strict=True))
+
+    def make(
+        self,
+        session: Session,
+        saved: Mapping[str, Any],
+        *asked: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple[Any, ...]]:
         """The outputs after each picture, and once more at the end."""
-        check = values[turn].take()
-        made: list[tuple[Image.Image | None, Image.Image]] = []
-        with app.toasts():
-            named = {name: values[field] for name, field in fields.items()}
-            if values[random_seed]:
-                named["seed"] = random.randrange(2**32)
-            request = Request.from_page(named)
+        session.preview.end()
+        session.previewed = None
+        check, shots, count, end = session.request.take(), None, 0, "Done."
+        visitor, folder = str(saved.get("visitor")), self.view.single.GRADIO_CACHE
+        with self.app.toasts():
+            request, mix, image, flags = self.read(asked)
+            if not flags["lock"]:
+                request = replace(request, seed=random.randrange(2**32))
 
             def on_step(done: int, total: int) -> None:
                 check()
                 progress((done, total), unit="steps")
 
             def outputs(word: str) -> tuple[Any, ...]:
-                return *view.show(made, request.seed), made, request.seed, f"{word} {tell(request, mix, len(made))}"
+                shown = [gr.skip()] * len(self.view.parts) if shots is None else self.view.show(shots)
+                return *shown, request.seed, f"{word} {tell(request, mix, count)}"
 
-            end = "Done."
             try:
-                for pair in studio.make(request, mix, compare=values[compare], on_step=on_step):
-                    made.append(pair)
+                for pair in self.studio.make(request, mix, image=image, compare=flags["compare"], on_step=on_step):
+                    shots, count = self.memory.pictures.add(visitor, pair, folder), count + 1
                     yield outputs("Working.")
             except StoppedError:
                 end = "Stopped."
             yield outputs(end)
 
-    with deck:
-        cards.build(
-            app, chosen, fields["prompt"], again, go, halt,
-            inputs=[*fields.values(), random_seed, compare, turn],
-            outputs=[*view.parts, pairs, fields["seed"], status],
-            make=make, status=status, turn=turn, limits=GPU,
-        )  # fmt: skip
-    view.wire(pairs)
-    _endpoints(app, fields, view.gallery)
+    def preview(self, session: Session, saved: Mapping[str, Any], *asked: Any) -> tuple[Any, ...]:
+        """A rough picture of what is set."""
+        check = session.preview.take()
+        try:
+            request, mix, image, flags = self.read(asked)
+            if not flags["live"]:
+                return (gr.skip(),) * 3
+            steps = min(request.steps, PREVIEW_STEPS)
+            rough = replace(request, steps=steps, num_images=1)
+            if image is None and session.previewed == (rough, mix):
+                return (gr.skip(),) * 3
+            ((_, picture),) = self.studio.make(rough, mix, image=image, on_step=lambda done, total: check())
+            session.previewed = rough, mix
+            file = store(picture, self.view.single.GRADIO_CACHE)
+            return *self.view.preview(file), f"Preview of {steps} steps. Generate draws it with {request.steps}."
+        except StoppedError:
+            return (gr.skip(),) * 3
+        except Exception as error:  # a preview is not asked for, and no reason to interrupt
+            return gr.skip(), gr.skip(), self.app.plain(error)
 
 
-def prompt_box(app: App) -> gr.Textbox:
-    """The prompt, at first the trigger of the newest adapter."""
-    first = lambda: getattr(app.library.newest(app.studio.base()), "trigger", "") or cards.START  # noqa: E731
-    control = {**Request.control("prompt"), "value": first}
-    return gr.Textbox(label="Prompt", lines=2, max_lines=6, autofocus=True, **control)
-
-
-def settings(studio: Studio) -> dict[str, Any]:
-    """The other controls of a request, by field."""
-    count = number_slider("num_images", "Number of pictures")
-    steps = number_slider("steps", "Steps")
-    guidance = number_slider("guidance_scale", "Guidance", step=0.1)
-    traits = studio.traits()
-    guidance.visible = traits.guidance is not None
-    guidance.value = traits.guidance or guidance.value
-    visible = traits.negative
-    negative = gr.Textbox(label="Negative prompt", lines=1, visible=visible, **Request.control("negative_prompt"))
-    low, high = Request.bounds("seed")
-    seed = gr.Number(label="Seed", precision=0, minimum=low, maximum=high, **Request.control("seed"))
-    return {
-        "negative_prompt": negative, "seed": seed, "steps": steps, "guidance_scale": guidance, "num_images": count
-    }  # fmt: skip
-
-
-def number_slider(name: str, label: str, step: float = 1) -> gr.Slider:
-    """The slider of a field of the request."""
-    low, high = Request.bounds(name)
-    return gr.Slider(low, high, step=step, label=label, min_width=140, **Request.control(name))
-
-
-def tell(request: Request, mix: Mapping[str, float], count: int) -> str:
+def tell(request: Request, mix: Mapping[str, Dial], count: int) -> str:
     """One line about what was made."""
-    used = ", ".join(f"`{name}` × {weight:g}" for name, weight in mix.items()) or "the base alone"
+    used = ", ".join(f"`{name}` × {dial.weight:g}" for name, dial in mix.items()) or "the base alone"
     return f"{count} of {request.num_images} · {used} · seed {request.seed} · {request.steps} steps"
 
 
-def _endpoints(app: App, fields: Mapping[str, Any], gallery: gr.Gallery) -> None:
-    """The same for programs: /generate and /adapters."""
+def _halt(session: Session) -> str:
+    session.end()
+    return "Stopped."
 
-    def generate(*values: Any) -> list[Image.Image]:
-        with app.toasts():
-            request = Request.from_page(dict(zip(FIELDS, values, strict=False)))
-            return [picture for _, picture in app.studio.make(request, values[-1] or {})]
 
-    weights = gr.JSON(label="Adapters: name -> weight", visible=False)
-    gr.Button(visible=False).click(
-        generate, [*(fields[name] for name in FIELDS), weights], gallery, api_name="generate", **GPU
-    )
-
-    def adapters() -> list[dict]:  # type: ignore[type-arg]  # gradio reads the hint
-        """The files of the library: name, family, trigger, base, and why a file is refused."""
-        return [entry.describe() for entry in app.library.scan(app.studio.base())]
-
-    gr.api(adapters)
+def build(app: App) -> None:
+    """Lay out the tab and wire it."""
+    Create(app)

@@ -110,6 +110,9 @@ class Loss:
         worst = max(ratios, key=ratios.__getitem__)
         return cls(lost / whole if whole else 0.0, ratios[worst], worst)
 
+    def __str__(self) -> str:
+        return f"relative error {self.relative_error:.3g} (worst {self.worst_error:.3g} at {self.worst_place})"
+
 
 def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """(B, A) of the sum of the products of pairs."""

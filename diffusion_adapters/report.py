@@ -58,9 +58,10 @@ class AdapterReport:
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<14} {text}" for name, text in self._rows())
+        return "\n".join(f"{name:<14} {text}" for name, text in self.rows())
 
-    def _rows(self) -> Iterator[tuple[str, str]]:
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Title and text of each line."""
         yield "file", f"{self.path} ({self.size / 1024:,.1f} KiB, {self.numbers:,} numbers, {', '.join(self.dtypes)})"
         yield "format", self.format
         for family, count in self.families.items():

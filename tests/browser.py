@@ -52,7 +52,7 @@ def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
-        page = build(Studio([Base.of(None)], Library([library_folder])))
+        page = build(Studio([Base.of(None)], Library([library_folder], library_folder)))
         _, url, _ = open_page(page, prevent_thread_lock=True)
         yield url
         page.close()

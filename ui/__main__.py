@@ -20,6 +20,9 @@ def parser() -> argparse.ArgumentParser:
     add = main.add_argument
     places = "adapter files, or folders to search for them (default: runs and dreambooth-* in this folder)"
     add("--adapters", nargs="+", default=[], metavar="PATH", help=places)
+    own = "the app's own folder of adapters, where uploads and merges go (default: adapters); it writes nowhere else"
+    add("--library", default="adapters", metavar="FOLDER", help=own)
+    add("--max_upload", type=int, default=1024, metavar="MIB", help="largest file that is taken in (default: 1024)")
     more = "folders or Hub ids of diffusers pipelines, the first to begin with (default: the embedded base)"
     add("--base", nargs="+", default=[], metavar="PIPELINE", help=more)
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
@@ -39,11 +42,14 @@ def access(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             "--listen lets other hosts in: add --auth USER:PASSWORD, or --no-auth to do without a password"
         )
+    if args.max_upload < 1:
+        raise ValueError(f"--max_upload must be at least 1 MiB, got {args.max_upload}")
     if args.port is not None and not 0 < args.port < 65536:
         raise ValueError(f"--port must be from 1 to 65535, got {args.port}")
     return {
         "server_name": "0.0.0.0" if args.listen else "127.0.0.1",
         "server_port": args.port,
+        "max_file_size": f"{args.max_upload}mb",
         "auth": (user, password) if args.auth else None,
     }
 
@@ -63,7 +69,7 @@ def serve(args: argparse.Namespace) -> None:
     from ui.library import Library
     from ui.studio import Studio
 
-    library = Library([Path(place) for place in args.adapters])
+    library = Library([Path(place) for place in args.adapters], Path(args.library))
     studio = Studio([Base.of(source) for source in args.base or [None]], library, open_to_bases=not args.listen)
     entries = library.scan(studio.base())
     refused = sum(entry.report is None for entry in entries)

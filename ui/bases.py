@@ -173,7 +173,7 @@ class LoadedBase:
             settings |= {"image": image.convert("RGB").resize((width, height)), "strength": request.strength}
         settings |= {"width": width, "height": height, "num_inference_steps": request.steps}
         settings = {name: value for name, value in settings.items() if name in accepts}
-        self._adapt(mix)
+        self.adapt(mix)
         generator = torch.Generator("cpu").manual_seed(seed_of(request, number))
         return pipe(request.prompt, generator=generator, **settings).images[0]
 
@@ -182,7 +182,7 @@ class LoadedBase:
         width, height = self.traits.size
         return min(request.width or width, LARGEST), min(request.height or height, LARGEST)
 
-    def _adapt(self, mix: Mapping[Entry, Any]) -> None:
+    def adapt(self, mix: Mapping[Entry, Any]) -> None:
         """Make the adapters of `mix` act, as their files were when the library saw them, and no others."""
         for entry in mix:
             old = self.loaded.get(entry.name)

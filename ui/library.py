@@ -1,87 +1,40 @@
-"""The adapter files in the library folder: which can be used, and why the others are refused."""
+"""The adapter files that the app finds: which can be used, which make up a run, and why others are refused."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import re
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_adapters import AdapterReport, inspect_adapter
+from diffusion_adapters import inspect_adapter
 from diffusion_adapters.file import FORMAT
 from diffusion_adapters.safe import check_safetensors, read_metadata
+from ui.entry import ERRORS, Entry, stamp_of
+from ui.home import Home
 
 if TYPE_CHECKING:
     from ui.bases import Base
 
-MAX_THUMBNAIL = 256 * 2**10
-THUMBNAIL = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/=]+")
-
-ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError)
-"""What the library raises for files and values that it refuses."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
-    """One file, as it is for one base. `report` is None if it is refused, and then `reason` says why."""
-
-    name: str
-    path: Path
-    stamp: tuple[int, int]
-    report: AdapterReport | None = None
-    reason: str = ""
-
-    @property
-    def trigger(self) -> str:
-        """The prompt it was trained on, or nothing."""
-        return (self.report.trigger or "") if self.report else ""
-
-    @property
-    def family(self) -> str:
-        """Its family, or several."""
-        return ", ".join(self.report.families) if self.report else ""
-
-    @property
-    def base(self) -> str:
-        """What it was trained on, as far as the file tells."""
-        return re.sub(r" \[\w+\]", "", self.report.base or "") if self.report else ""
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """The domains of a hybrid."""
-        return tuple(getattr(self.report, "domains", None) or ())
-
-    @functools.cached_property
-    def thumbnail(self) -> str:
-        """The picture in the file's header as a data URI, or nothing."""
-        found = read_metadata(self.path).get("modelspec.thumbnail", "") if self.report else ""
-        return found if len(found) <= MAX_THUMBNAIL and THUMBNAIL.fullmatch(found) else ""
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values, for a client of the app."""
-        own = {"name": self.name, "family": self.family or None, "trigger": self.trigger, "base": self.base}
-        return {**own, "domains": list(self.domains), "refused": self.reason or None}
+__all__ = ["ERRORS", "Entry", "Home", "Library", "hide_folders"]
 
 
 class Library:
     """Finds adapter files. A file is examined once for each base, and again when it has changed."""
 
-    def __init__(self, places: Sequence[Path]) -> None:
-        """`places`: files and folders; if empty, where training leaves its files under the current folder."""
+    def __init__(self, places: Sequence[Path], home: Path | None = None) -> None:
+        """`places`: files and folders; if empty, where training leaves its files under the current folder.
+
+        `home`: the library's own folder, the only one that is written to; without it nothing is.
+        """
         for place in places:
             if not place.exists():
                 raise FileNotFoundError(f"--adapters {place}: no such file or folder")
         self.places = places
+        self.own = None if home is None else Home(home)
         self.names: dict[Path, str] = {}
         self.entries: dict[Any, dict[str, Entry]] = {}
         self._lock = threading.Lock()
@@ -93,8 +46,7 @@ class Library:
             entries: dict[str, Entry] = {}
             found = dict(self._files())
             self.names = {path: name for path, name in self.names.items() if path in found}
-            for path, wanted in found.items():
-                stamp = _stamp(path)
+            for path, (wanted, stamp) in found.items():
                 name = self.names.get(path) or _free(wanted, self.names.values())
                 self.names[path] = name
                 old = known.get(path)
@@ -111,6 +63,33 @@ class Library:
     def newest(self, base: Base) -> Entry | None:
         """The usable file that was written last."""
         return max(self.usable(base).values(), key=lambda entry: entry.stamp, default=None)
+
+    @property
+    def home(self) -> Home:
+        """The library's own folder. Raises ValueError if the app was opened without one."""
+        if self.own is None:
+            raise ValueError("this app was opened without a folder of its own to keep adapters in; give --library")
+        return self.own
+
+    def runs(self, base: Base) -> dict[str, dict[str, Entry]]:
+        """The usable checkpoints of each training run by step, in ascending order, and what it ended with."""
+        usable = list(self.usable(base).values())
+        steps = [(entry.path.parent.parent, entry.step, entry) for entry in usable if entry.step is not None]
+        found: dict[Path, dict[str, Entry]] = {}
+        for folder, step, entry in sorted(steps, key=lambda row: row[:2]):
+            found.setdefault(folder, {})[str(step)] = entry
+        for entry in usable:
+            if entry.step is None and entry.path.parent in found:
+                found[entry.path.parent]["end"] = entry
+        named = {_run(next(iter(own.values()))): own for own in found.values()}
+        return dict(sorted(named.items()))
+
+    def known(self, name: str, base: Base) -> Entry:
+        """The file called `name`, usable or not, after a look at what is new. Raises ValueError."""
+        found = next((entry for entry in self.scan(base) if entry.name == name), None)
+        if found is None:
+            raise ValueError(f"no adapter {name!r} in the library")
+        return found
 
     def triggers(self) -> set[str]:
         """Every trigger prompt in the library."""
@@ -130,28 +109,28 @@ class Library:
         """What an error says, without the server's folders."""
         return _plain(error, [entry for entries in self.entries.values() for entry in entries.values()])
 
-    def _files(self) -> Iterator[tuple[Path, str]]:
-        """Path and wanted name of each file: what was given, and in folders what is ours or damaged."""
+    def _files(self) -> Iterator[tuple[Path, tuple[str, tuple[int, int]]]]:
+        """Path, wanted name and stamp of each file: what was given, and in folders what is ours or damaged."""
         places = [(place, place) for place in self.places]
         if not places:
             here = Path()
             places = [(Path("runs"), Path("runs")), *((place, here) for place in sorted(here.glob("dreambooth-*")))]
+        if self.own is not None:
+            places.insert(0, (self.own.folder, self.own.folder))
         seen = set()
         for place, root in places:
             found = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
             for path in found:
-                if (
-                    path.is_file()
-                    and path.resolve() not in seen
-                    and (path == place or not is_foreign(path, _stamp(path)))
-                ):
+                hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
+                if hidden or not path.is_file() or path.resolve() in seen:
+                    continue
+                try:
+                    stamp = stamp_of(path)
+                except FileNotFoundError:  # somebody has taken it away since
+                    continue
+                if path == place or not is_foreign(path, stamp):
                     seen.add(path.resolve())
-                    yield path, _name(path, root)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+                    yield path, (_name(path, root), stamp)
 
 
 @functools.lru_cache(4096)
@@ -195,6 +174,12 @@ def _name(path: Path, root: Path) -> str:
     if below.stem == "adapter":
         parts = parts[:-1] or [path.resolve().parent.name]
     return " ".join(parts).replace(".", "_") or below.stem
+
+
+def _run(checkpoint: Entry) -> str:
+    """The name of the run that a checkpoint is of."""
+    last = checkpoint.path.parent
+    return checkpoint.name.removesuffix(last.name).strip() or last.resolve().parent.name
 
 
 def _free(name: str, taken: Collection[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -151,6 +152,15 @@ class Studio:
         for number in range(request.num_images):
             plain = draw(number, {}, {}) if compare else None
             yield plain, draw(number, mix, dials)
+
+    @contextmanager
+    def blend(self, weights: Mapping[str, Any], base: str = "") -> Iterator[Any]:
+        """The pipeline with adapters of the library at work, nobody else's meanwhile. Raises ValueError."""
+        entries = self.entries(weights, base)
+        with self.lock:
+            loaded = self._load(self.base(base))
+            loaded.adapt({entry: dial.as_weight() for entry, dial in entries.items()})
+            yield loaded.pipe
 
     def _use(self, base: Base) -> Traits:
         with self.lock:

@@ -41,12 +41,10 @@ class Export(Command):
         output = args.output or folder / "pytorch_lora_weights.safetensors"
         settings = {"dialect": args.dialect, "rank": args.rank, "energy": args.energy, "dtype": args.dtype}
         report = export_lora(pipe, weights, output, **settings)
-        error = f"relative error {report.relative_error:.3g}"
         if not report.exact:
-            worst = f"worst {report.worst_error:.3g} at {report.worst_place}"
-            text = f"{error} ({worst}); a larger --rank or --energy lowers it"
+            text = f"{report}; a larger --rank or --energy lowers it"
         elif report.relative_error < 1e-6:
             text = "exact"
         else:
-            text = f"exact but for the rounding to {args.dtype}, {error}"
+            text = f"exact but for the rounding to {args.dtype}, relative error {report.relative_error:.3g}"
         print(f"{report.path}: rank {report.rank}, {text}")

@@ -26,9 +26,9 @@ class Merge(Command):
         add = parser.add_argument
         add("--output", default="merged.safetensors", help="adapter file to write")
         add("--method", default="linear", choices=list(MERGERS), metavar="METHOD", help="one of those below")
-        parser.epilog = "\n".join(["methods:", *(f"  {name:<20}{_title(name)}" for name in MERGERS)])
-        for name, (methods, field) in _options().items():
-            kind, many = _kind(methods[0], name)
+        parser.epilog = "\n".join(["methods:", *(f"  {name:<20}{method_title(name)}" for name in MERGERS)])
+        for name, (methods, field) in method_options().items():
+            kind, many = option_kind(methods[0], name)
             said = "" if len(methods) == len(MERGERS) else f"{', '.join(methods)}: "
             said += field.metadata["help"] + ("" if field.default is None else f" (default: {field.default})")
             settings = {"type": kind, "nargs": "+" if many else None, "choices": field.metadata["choices"]}
@@ -40,24 +40,24 @@ class Merge(Command):
     def run(args: argparse.Namespace) -> None:
         from .. import merge_adapters, save_adapter
 
-        options = {name: getattr(args, name) for name in _options() if getattr(args, name) is not None}
+        options = {name: getattr(args, name) for name in method_options() if getattr(args, name) is not None}
         MERGERS[args.method].Config.from_mapping(options)  # loading the base can take minutes
         pipe, weights = load_blend(args.base, args.file)
         name = Path(args.output).stem.replace(".", "_") or "merged"
         name = next(new for new in (name, f"{name}_merged") if new not in weights)
         report = merge_adapters(pipe, weights, name, method=args.method, **options)
         path = save_adapter(pipe, name, args.output)
-        worst = f"worst {report.worst_error:.3g} at {report.worst_place}"
-        error = f"relative error {report.relative_error:.3g} ({worst}); a larger --rank or --energy lowers it"
-        print(f"{path}: rank {report.rank}, {'exact' if report.exact else error}")
+        error = "exact" if report.exact else f"{report}; a larger --rank or --energy lowers it"
+        print(f"{path}: rank {report.rank}, {error}")
 
 
-def _title(method: str) -> str:
+def method_title(method: str) -> str:
+    """What a method does, in a few words."""
     text = sys.modules[MERGERS[method].__module__].__doc__ or ""
     return text.strip().splitlines()[0].partition(": ")[2].rstrip(".")
 
 
-def _options() -> dict[str, tuple[list[str], dataclasses.Field[object]]]:
+def method_options() -> dict[str, tuple[list[str], dataclasses.Field[object]]]:
     """Option -> the methods that have it, and its declaration."""
     found: dict[str, tuple[list[str], dataclasses.Field[object]]] = {}
     for method in MERGERS:
@@ -66,7 +66,8 @@ def _options() -> dict[str, tuple[list[str], dataclasses.Field[object]]]:
     return found
 
 
-def _kind(method: str, name: str) -> tuple[type, bool]:
+def option_kind(method: str, name: str) -> tuple[type, bool]:
+    """The type of an option of a method, or of one element of it, and whether it takes several."""
     config: type[Options] = MERGERS[method].Config
     kind, _ = config.kinds()[name]
     return (config.items(name), True) if kind is tuple else (kind, False)

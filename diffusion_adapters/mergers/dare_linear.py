@@ -6,24 +6,13 @@ T_i = M_i ΔW_i / density, M_i 1 with probability `density`, else 0; ΔW = Σ_i 
 M is drawn from `seed`, anew for each projection.
 """
 
-from dataclasses import dataclass
-
 from ..merge import MERGERS
-from ..options import option
-from .sparse import Sparse, SparseConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class DareConfig(SparseConfig):
-    """The same, and the seed."""
-
-    seed: int = option(0, "seed of what is dropped", ge=0)
+from .sparse import RandomConfig, Sparse
 
 
 @MERGERS.register("dare_linear")
 class DareLinear(Sparse):
     """PEFT's `dare_linear`."""
 
-    Config = DareConfig
+    Config = RandomConfig
     function = "dare_linear"
-    random = True

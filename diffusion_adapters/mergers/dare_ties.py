@@ -8,15 +8,12 @@ T_i = M_i ΔW_i / density as in `dare_linear`, then merged by sign as in `ties`.
 from dataclasses import dataclass
 
 from ..merge import MERGERS
-from ..options import option
-from .sparse import SignConfig, Sparse
+from .sparse import RandomConfig, SignConfig, Sparse
 
 
 @dataclass(frozen=True, kw_only=True)
-class DareTiesConfig(SignConfig):
-    """The same, and the seed."""
-
-    seed: int = option(0, "seed of what is dropped", ge=0)
+class DareTiesConfig(SignConfig, RandomConfig):
+    """The options of both."""
 
 
 @MERGERS.register("dare_ties")
@@ -25,4 +22,3 @@ class DareTies(Sparse):
 
     Config = DareTiesConfig
     function = "dare_ties"
-    random = True

@@ -33,12 +33,18 @@ class SignConfig(SparseConfig):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomConfig(SparseConfig):
+    """The same, and the seed."""
+
+    seed: int = option(0, "seed of what is dropped", ge=0)
+
+
 class Sparse(Merger):
     """Calls the function of `peft.utils.merge_utils` that is named as the method."""
 
     Config = SparseConfig
     function = ""
-    random = False
 
     def merge(self, deltas: Sequence[Delta], where: str) -> Factors:
         try:
@@ -46,13 +52,13 @@ class Sparse(Merger):
         except ImportError as error:
             raise ValueError(f"the method {self.function} needs the package peft ({error}): pip install peft") from None
         settings: dict[str, Any] = self.config.as_dict()
-        rank_options = (*MergerConfig().as_dict(), "seed")
-        settings = {name: value for name, value in settings.items() if name not in rank_options}
+        not_of_peft = (*MergerConfig().as_dict(), "seed")
+        settings = {name: value for name, value in settings.items() if name not in not_of_peft}
         tensors = [delta.full().cpu() for delta in deltas]
         weights = torch.tensor([delta.weight for delta in deltas])
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", "The density 1")
-            if self.random:
+            if isinstance(self.config, RandomConfig):
                 torch.manual_seed(_seed(self.config.seed, where))
             merged: Tensor = getattr(merge_utils, self.function)(tensors, weights, **settings)
         return self.cut(merged.to(deltas[0].full().device), deltas)

@@ -68,9 +68,9 @@ GENERATED = {
     "quality": quality_table,
     "families": families_table,
     "bases": bases_table,
-    "inference": inference_report.kept,
+    "inference": inference_report.REPORT.kept,
     "denoisers": supported_denoisers_markdown,
-    "speed": speed.kept,
+    "speed": speed.REPORT.kept,
 }
 
 

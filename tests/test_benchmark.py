@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from diffusion_adapters.adapter_set import AdapterSet
 from diffusion_adapters.hooks import find_adapter_set
 from train.benchmarks import inference
-from train.benchmarks import inference_report as report
 from train.benchmarks.blends import SHAPES, blends, names
 from train.benchmarks.inference import InferenceOptions
+from train.benchmarks.inference_report import REPORT, RESULTS
 from train.benchmarks.methods import REFERENCE
 from train.benchmarks.models import unet as make_unet
 from train.benchmarks.ops import OpCounter, count_ops
-from train.benchmarks.speed import SpeedOptions, keep, measure, table, where
+from train.benchmarks.speed import REPORT as SPEED
+from train.benchmarks.speed import SpeedOptions, measure
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_low_rank_adapters_cost_one_operation_per_projection_and_one_per_input(b
     inputs = 16 * 2 + 16 * 3  # q k v, out of self-attention; q, k v, out of cross-attention
     assert counted.total == bare.total + len(adapter_set.projections()) + inputs <= 1.30 * bare.total
     assert round(counted.products / bare.products, 2) <= 2.13
-    kept = next(iter(json.loads(report.RESULTS.read_text()).values()))["rows"]  # of `benchmark.py --inference --write`
+    kept = next(iter(json.loads(RESULTS.read_text()).values()))["rows"]  # of `benchmark.py --inference --write`
     for name, count in (("bare", bare), (f"ours, {adapters}", counted)):
         assert (kept[name]["operations"], kept[name]["products"]) == (count.total, count.products)
 
@@ -58,10 +60,9 @@ def test_speed_compares_with_peft(tmp_path: Path) -> None:
     assert peft["wall_ratio"] == peft["peak_ratio"] == 1
     counted = measure(SpeedOptions(device="none", side=8, train_batch_size=1, only=("lora",)))
     assert [row["saved"] for row in counted["rows"].values()] == [row["saved"] for row in result["rows"].values()]
-    keep(result, tmp_path / "speed.json")
+    dataclasses.replace(SPEED, path=tmp_path / "speed.json").keep(result)
     (kept,) = json.loads((tmp_path / "speed.json").read_text()).values()
-    assert table(kept) == table(result)
-    assert where(kept) == where(result)
+    assert SPEED.text(kept) == SPEED.text(result)
     with pytest.raises(ValueError, match=r"--only lroa: no such row; there are .*lora"):
         measure(SpeedOptions(only=("lroa",)))
 
@@ -82,11 +83,10 @@ def test_inference_compares_with_peft(tmp_path: Path) -> None:
     extra = {name: row["operations"] - counted["rows"]["bare"]["operations"] for name, row in counted["rows"].items()}
     assert extra == {name: rows[name]["operations"] - rows["bare"]["operations"] for name in extra}
     for one in (result, counted):
-        keep(one, tmp_path / "inference.json")
+        dataclasses.replace(REPORT, path=tmp_path / "inference.json").keep(one)
         kept = json.loads((tmp_path / "inference.json").read_text())
         again = kept[f"pocket {one['settings']['device']}"]
-        assert report.table(again) == report.table(one)
-        assert report.where(again) == report.where(one)
+        assert REPORT.text(again) == REPORT.text(one)
     with pytest.raises(ValueError, match=r"adapters must be at least 1"):
         InferenceOptions(adapters=(0,))
 

@@ -35,7 +35,8 @@ from train.launch import join_processes
 from train.objective import LossOptions, Objective
 from train.pilot import PilotOptions
 from train.processes import make_accelerator, sharded
-from train.progress import Interrupt, explain, follow, show_log
+from train.progress import Interrupt, follow
+from train.script import command
 from train.settings import TrainOptions, settle
 from train.trackers import TrackerOptions
 from train.watch import Watch
@@ -93,26 +94,15 @@ def run(
     return finished if accelerator.is_main_process else None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if it went well, 2 with one line on stderr if not."""
-    show_log()
-    try:
-        config, adapter = parse(DreamBoothOptions, __doc__, argv)
-        with Interrupt() as interrupt:
-            finished = follow(run(config, adapter, interrupt), config.max_train_steps, interrupt)
-        if finished is not None:
-            LOG.info(results.next_steps(finished))
-            hub.push(finished.config)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-        return 2
-    return 0
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    config, adapter = parse(DreamBoothOptions, __doc__, argv)
+    with Interrupt() as interrupt:
+        finished = follow(run(config, adapter, interrupt), config.max_train_steps, interrupt)
+    if finished is not None:
+        LOG.info(results.next_steps(finished))
+        hub.push(finished.config)
 
 
 if __name__ == "__main__":

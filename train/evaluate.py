@@ -25,13 +25,13 @@ from PIL import Image
 
 from diffusion_adapters import inspect_adapter, load_adapter, set_adapters
 from diffusion_adapters.cli.common import parse_adapter
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from train import output
 from train.bases import BaseOptions, inspect_base, load_base, sample
 from train.data import DataOptions, read_folder
-from train.progress import explain, show_log
 from train.ruler import METRICS, Encoder, Pictures, Protocol, Ruler, Scores, Suite, check_metrics, load_protocol
 from train.ruler.report import as_markdown, write_report
+from train.script import command, read_options
 
 LOG = logging.getLogger("train")
 Blend = list[tuple[Path, float]]
@@ -158,27 +158,12 @@ def said(scores: Scores) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {scores.interval(name)}" for name in scores.values)
 
 
-def parse(argv: Sequence[str] | None) -> EvaluateOptions:
-    """The options from a command line."""
-    parser = argument_parser(__doc__)
-    add_arguments(parser, EvaluateOptions)
-    return from_namespace(EvaluateOptions, parser.parse_args(argv))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if it went well, 2 with one line on stderr if not."""
-    show_log()
-    try:
-        rows, files = evaluate(parse(argv))
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-        return 2
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write and print."""
+    rows, files = evaluate(read_options(EvaluateOptions, __doc__, None, argv))
     print(as_markdown(rows))
     print("\n".join(map(str, files)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -139,25 +137,3 @@ class Interrupt:
         """Give the signals back."""
         while self._before:
             signal.signal(*self._before.popitem())
-
-
-def explain(error: Exception) -> str | None:
-    """One line for a mistake of the user or of the machine; None for what can only be a bug and needs its traceback."""
-    line = _line(error)
-    return None if line is None else redact(line)
-
-
-def _line(error: Exception) -> str | None:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    place = Path(trace.tb_frame.f_code.co_filename).parts if trace else ()
-    ours = bool({"train", "diffusion_adapters"} & set(place)) and "site-packages" not in place
-    if isinstance(error, OSError):
-        remedy = "; free some space and try again" if error.errno == errno.ENOSPC else ""
-        said = str(error) if error.filename or not error.strerror else error.strerror
-        return f"error: {' '.join(said.split())}{remedy}"
-    if type(error).__name__ == "OutOfMemoryError":
-        remedy = "lower --train_batch_size or --resolution, or use --gradient_checkpointing, --mixed_precision bf16"
-        return f"error: out of memory: {str(error).splitlines()[0]}; {remedy}"
-    return f"error: {error}" if ours and isinstance(error, (ValueError, TypeError, RuntimeError)) else None

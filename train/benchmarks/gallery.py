@@ -7,7 +7,6 @@ folder; the adapters are written beside the pictures.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from PIL import Image
 
 from diffusion_adapters import AdapterWeight, use_adapters
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from diffusion_adapters.registry import nearest
 from train.benchmarks.blending import PROTOCOL, TOKENS, draw, halves, load_base, sheet, subject_of, train_subject
 from train.output import write
-from train.progress import explain, show_log
+from train.script import command, read_options
 
 SEEDS = range(PROTOCOL.first_seed, PROTOCOL.first_seed + 5)
 ONE = "a photo of a zwx creature in a meadow"
@@ -116,18 +115,8 @@ def make(options: GalleryOptions) -> list[Path]:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw and write; 0 if it went well, 2 with one line on stderr if not."""
-    parser = argument_parser(__doc__, prog="benchmark.py --gallery")
-    add_arguments(parser, GalleryOptions)
-    show_log()
-    try:
-        for path in make(from_namespace(GalleryOptions, parser.parse_args(argv))):
-            print(path)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-        return 2
-    return 0
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw and write."""
+    for path in make(read_options(GalleryOptions, __doc__, "benchmark.py --gallery", argv)):
+        print(path)

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 
 from diffusion_adapters import load_adapter, save_adapter
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from train.benchmarks import models
 from train.benchmarks.blends import WEIGHTS, Blend, blends, ours, peft
-from train.benchmarks.inference_report import RESULTS, table, where
+from train.benchmarks.inference_report import REPORT, RESULTS
 from train.benchmarks.measure import forward_peak, live_tensors, only_what_is_new, seconds
 from train.benchmarks.ops import OpCounter, count_ops
-from train.benchmarks.speed import DTYPES, keep, machine
+from train.benchmarks.report import machine
+from train.benchmarks.speed import DTYPES
+from train.script import command, read_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +173,8 @@ def _load(base: Any, rank: int, repeats: int = 5) -> dict[str, Any]:
     return found
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argument_parser(__doc__, prog="benchmark.py --inference")
-    add_arguments(parser, InferenceOptions)
-    options = from_namespace(InferenceOptions, parser.parse_args(argv))
-    result = measure(options)
-    print(table(result), where(result), sep="\n\n")
-    if options.write:
-        keep(result, RESULTS)
+    options = read_options(InferenceOptions, __doc__, "benchmark.py --inference", argv)
+    REPORT.show(measure(options), options.write)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from train.benchmarks.report import Report
 
 RESULTS = Path(__file__).with_name("inference.json")
 """What was measured last, by shapes and device: the table of README.md."""
@@ -47,7 +48,4 @@ def where(result: dict[str, Any]) -> str:
     return f"{text}A file of one adapter is loaded in {' and '.join(loads)}. {packages}."
 
 
-def kept() -> str:
-    """All results that were kept, in Markdown."""
-    known = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return "\n\n".join(f"{table(result)}\n\n{where(result)}" for result in known.values())
+REPORT = Report(RESULTS, table, where)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from diffusion_adapters.registry import nearest
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.workshop import Method, Workshop, load_methods
-from train.progress import explain, show_log
 from train.ruler import Scores, Subject, load_protocol
+from train.script import command, read_options
 
 LOG = logging.getLogger("train")
 FACTOR = 10**0.375
@@ -169,22 +168,12 @@ class Comparison:
         return curves, finished
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is missing, then write the results; 0 if it went well, 2 with one line on stderr if not."""
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is missing, then write the results."""
     from train.benchmarks.quality_report import write_results
 
-    parser = argument_parser(__doc__, prog="benchmark.py --quality")
-    add_arguments(parser, QualityOptions)
-    show_log()
-    try:
-        comparison = Comparison(from_namespace(QualityOptions, parser.parse_args(argv)))
-        curves, results = comparison.run()
-        for path in write_results(comparison, curves, results, comparison.options.output_dir):
-            print(path)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-        return 2
-    return 0
+    comparison = Comparison(read_options(QualityOptions, __doc__, "benchmark.py --quality", argv))
+    curves, results = comparison.run()
+    for path in write_results(comparison, curves, results, comparison.options.output_dir):
+        print(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,13 @@ import torch
 from PIL import Image
 
 from diffusion_adapters import AdapterWeight, use_adapters
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from train.benchmarks.blending import PROTOCOL, SIDE, TOKENS, draw, halves, load_base, sheet, subject_of, train_subject
 from train.data import DataOptions, read_folder
 from train.output import write
-from train.progress import explain, show_log
 from train.ruler import Encoder, Scores
 from train.ruler.metrics import fidelity
+from train.script import command, read_options
 from train.world.captions import BACKGROUNDS
 from train.world.draw import render
 from train.world.subjects import subject as attributes_of
@@ -194,20 +193,10 @@ def write_results(options: RegionsOptions, scores: dict[str, Scores], pairs: lis
     write(out / "regions.png", lambda path: picture.save(path, "PNG", optimize=True))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write; 0 if it went well, 2 with one line on stderr if not."""
-    parser = argument_parser(__doc__, prog="benchmark.py --regions")
-    add_arguments(parser, RegionsOptions)
-    show_log()
-    try:
-        options = from_namespace(RegionsOptions, parser.parse_args(argv))
-        scores, pairs = measure(options)
-        write_results(options, scores, pairs)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-        return 2
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write."""
+    options = read_options(RegionsOptions, __doc__, "benchmark.py --regions", argv)
+    scores, pairs = measure(options)
+    write_results(options, scores, pairs)
     print(table(scores))
-    return 0

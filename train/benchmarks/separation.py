@@ -8,19 +8,18 @@ Pictures that were drawn before are measured again, not drawn again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from train.benchmarks.workshop import Workshop, load_methods
 from train.output import write
-from train.progress import explain, show_log
 from train.ruler import Pictures, Scores, load_protocol
 from train.ruler.report import as_markdown, write_report
+from train.script import command, read_options
 
 T = TypeVar("T")
 BASE = "untrained base"
@@ -111,19 +110,10 @@ def write_results(
     return complete
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write; 0 if every pair is apart, 1 if not, 2 with one line on stderr for an error."""
-    parser = argument_parser(__doc__, prog="benchmark.py --separation")
-    add_arguments(parser, SeparationOptions)
-    show_log()
-    try:
-        options = from_namespace(SeparationOptions, parser.parse_args(argv))
-        complete = write_results(options, *measure(options))
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(line, file=sys.stderr)
-        return 2
+    """Measure and write; 1 if a pair is not apart."""
+    options = read_options(SeparationOptions, __doc__, "benchmark.py --separation", argv)
+    complete = write_results(options, *measure(options))
     print((options.output_dir / "separation.md").read_text("utf-8"))
     return 0 if complete else 1

@@ -6,22 +6,21 @@ the step of PEFT's LoRA in the same turn. Peak memory is that of adapters, optim
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, option
 from train.benchmarks import models
 from train.benchmarks.measure import Step, launches, own_values, peak_bytes, saved_bytes, seconds
 from train.benchmarks.methods import REFERENCE, Method, methods
+from train.benchmarks.report import Report, machine
 from train.benchmarks.shapes import held
+from train.script import command, read_options
 
 RESULTS = Path(__file__).with_name("speed.json")
 """What was measured last, by preset and device: the table of README.md."""
@@ -93,26 +92,6 @@ def _rows(options: SpeedOptions, chosen: dict[str, Method], batch: int, side: in
     return rows
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the settings."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    packages = {}
-    for package in ("torch", "diffusers", "peft", "lycoris-lora"):
-        try:
-            packages[package] = version(package)
-        except ModuleNotFoundError:
-            continue
-    return {"device": name, "threads": torch.get_num_threads(), "packages": packages}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def table(result: dict[str, Any]) -> str:
     """A result as a table in Markdown, of the columns that it has."""
     kind = "wall" if result["settings"]["device"].startswith("cuda") else "processor"
@@ -151,25 +130,11 @@ def where(result: dict[str, Any]) -> str:
     return f"{text}{packages}."
 
 
-def keep(result: dict[str, Any], path: Path = RESULTS) -> None:
-    """Put the result in the place of the one of the same shapes and device."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[f"{result['settings']['preset']} {result['settings']['device'].partition(':')[0]}"] = result
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+REPORT = Report(RESULTS, table, where)
 
 
-def kept(path: Path = RESULTS) -> str:
-    """All results that were kept, in Markdown."""
-    known = json.loads(path.read_text(encoding="utf-8"))
-    return "\n\n".join(f"{table(result)}\n\n{where(result)}" for result in known.values())
-
-
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argument_parser(__doc__, prog="benchmark.py --speed")
-    add_arguments(parser, SpeedOptions)
-    options = from_namespace(SpeedOptions, parser.parse_args(argv))
-    result = measure(options)
-    print(table(result), where(result), sep="\n\n")
-    if options.write:
-        keep(result)
+    options = read_options(SpeedOptions, __doc__, "benchmark.py --speed", argv)
+    REPORT.show(measure(options), options.write)

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+pytest.importorskip("gradio")
+
+from ui.recipe import KEY
+from ui.request import decode_image
 
 STEPS = 4
 
@@ -56,7 +62,7 @@ def ready(open_page: Callable[..., Any], **settings: Any) -> Any:
 def test_two_adapters_their_weights_and_a_reload(open_page: Callable[..., Any], tmp_path: Path) -> None:
     page = ready(open_page)
     first = generate(page)
-    recipe = json.loads(first.info["diffusion_adapters"])
+    recipe = json.loads(first.info[KEY])
     other = {"red", "green"} - set(recipe["adapters"])
     assert recipe["request"]["steps"] == STEPS
     take_up(page, other.pop())
@@ -66,7 +72,7 @@ def test_two_adapters_their_weights_and_a_reload(open_page: Callable[..., Any], 
     page.get_by_text(re.compile("Preview of 4 steps")).wait_for()
     weighed = generate(page)
     assert not np.array_equal(both, weighed)
-    assert json.loads(weighed.info["diffusion_adapters"])["adapters"]["red"] == {"weight": 0.5}
+    assert json.loads(weighed.info[KEY])["adapters"]["red"] == {"weight": 0.5}
     weighed_file = tmp_path / "picture.png"
     source = page.locator(".large:visible img").first.get_attribute("src")
     weighed_file.write_bytes(page.request.get(source).body())
@@ -86,3 +92,44 @@ def test_two_adapters_their_weights_and_a_reload(open_page: Callable[..., Any], 
     page.get_by_label("number input for Weight of red").wait_for()
     assert page.get_by_label("number input for Weight of red").input_value() == "0.5"
     assert np.array_equal(generate(page), weighed)
+
+
+def test_a_painted_region_a_stop_and_an_error(open_page: Callable[..., Any]) -> None:
+    page = ready(open_page)
+    whole = generate(page)
+    name = next(iter(json.loads(whole.info[KEY])["adapters"]))
+    page.get_by_text(f"When and where {name} acts").click()
+    page.get_by_label("Only in a region").check()
+    canvas = page.locator(".region canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.get_by_text("100%", exact=True).wait_for()  # the editor has drawn its ground
+    box = canvas.bounding_box()
+    x, y = box["x"] + 0.5 * box["width"], box["y"] + 0.3 * box["height"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 100, steps=5)
+    page.mouse.up()
+    page.wait_for_function("() => document.querySelector('.status').innerText.startsWith('Preview')")
+    region = generate(page)
+    assert not np.array_equal(region, whole)
+    mask = decode_image(json.loads(region.info[KEY])["adapters"][name]["mask"], "mask")
+    painted = np.asarray(mask) > 128
+    assert 0.02 < painted.mean() < 0.4
+    assert painted[:, painted.shape[1] // 2].any()
+
+    set_number(page, "Steps", 100)
+    set_number(page, "Pictures", 8)
+    count = page.locator(".pictures img").count()
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text(re.compile(r"\d+/800 steps|\d+\.\d%")).first.wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped.").wait_for()
+    assert page.locator(".pictures img").count() < count + 8
+
+    set_number(page, "Steps", STEPS)
+    set_number(page, "Pictures", 1)
+    page.get_by_label("Prompt", exact=True).fill("a creature <lora:nobody:1>")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("no adapter 'nobody' in the library").first.wait_for()
+    page.get_by_label("Prompt", exact=True).fill("a creature <lora:red:0.5>")
+    assert "<lora:red:0.5>" in generate(page).info[KEY]

@@ -14,7 +14,7 @@ from ui.common import QUIET, SOON, App
 from ui.controls import START
 from ui.history import Session
 from ui.library import Entry
-from ui.region import editor, mask_of
+from ui.region import editor, mask_of, painted
 from ui.request import Dial
 
 LOW, HIGH = -1.0, 2.0
@@ -49,29 +49,26 @@ class Cards:
         self.app.library.scan(own)
         return list(self.app.library.usable(own))
 
-    def draw(self, size: Callable[[Any, Any], tuple[int, int]], width: Any, height: Any) -> None:
-        """Lay out the cards, here. `size`: the picture's, from the values of `width` and `height`."""
-        inputs = [self.rack, self.dials, self._base, self._shots, width, height]
+    def draw(self, width: gr.Slider, height: gr.Slider) -> None:
+        """Lay out the cards, here. `width`, `height`: of the picture, of whose shape regions are."""
+        inputs = [self.rack, self.dials, self._base, width, height]
 
         @gr.render(inputs=inputs, triggers=[self.again.change], show_progress="hidden", queue=False)
-        def cards(rack: list[str], dials: Dials, base: str, shots: list[Any], width: int, height: int) -> None:
+        def cards(rack: list[str], dials: Dials, base: str, width: int, height: int) -> None:
             own = self.app.studio.base(base)
             usable = self.app.library.usable(own)
             if not usable:
                 gr.Markdown(EMPTY)
-            picture = shots[0][1] if shots else None
             for name in rack or []:
                 if name in usable:
-                    self._card(usable[name], dials.get(name, {}), own.blocks, size(width, height), picture)
+                    self._card(usable[name], dials.get(name, {}), own.blocks, (width, height))
             refused = [entry for entry in self.app.library.entries.get(own.name, {}).values() if not entry.report]
             if refused:
                 with gr.Accordion(f"Refused files: {len(refused)}", open=False):
                     for entry in refused:
                         gr.Textbox(entry.reason, label=entry.name, interactive=False, lines=2, max_lines=6)
 
-    def _card(
-        self, entry: Entry, dial: dict[str, Any], blocks: Iterable[str], size: tuple[int, int], picture: str | None
-    ) -> None:
+    def _card(self, entry: Entry, dial: dict[str, Any], blocks: Iterable[str], size: tuple[int, int]) -> None:
         """One adapter; `dial` is what is set on it."""
         name = entry.name
         with gr.Group(elem_classes="card"):
@@ -91,7 +88,7 @@ class Cards:
                 with gr.Row():
                     self._note(name, "start", _part("From", dial.get("start", 0.0), "Part of the steps."))
                     self._note(name, "end", _part("To", dial.get("end", 1.0), "Part of the steps."))
-                self._region(name, dial.get("mask"), size, picture)
+                self._region(name, dial.get("mask") if dial.get("region", True) else None, size)
                 gr.Markdown("**Detail.** Gains of what it adds, from coarse to fine.")
                 bands = list(dial.get("bands") or [1.0] * len(BANDS))
                 labels = BANDS if len(bands) == len(BANDS) else [f"Band {i + 1}" for i in range(len(bands))]
@@ -107,16 +104,20 @@ class Cards:
                 for key in list(labels)[number : number + 2]:
                     self._note(name, (field, key, empty), _gain(labels[key], values.get(key, 1.0), None))
 
-    def _region(self, name: str, mask: str | None, size: tuple[int, int], picture: str | None) -> None:
-        """The switch that opens the editor of a region, and the editor."""
-        switch = gr.Checkbox(
+    def _region(self, name: str, mask: str | None, size: tuple[int, int]) -> None:
+        """The switch that opens the editor of a region over the newest picture, and the editor."""
+        on = gr.Checkbox(
             mask is not None, label="Only in a region", interactive=True, info="Paint on the picture where it acts."
         )
-        canvas = editor(name, size, mask, picture)
-        canvas.visible = mask is not None
-        switch.input(lambda on: gr.update(visible=on), switch, canvas, **QUIET)
-        self._note(name, "region", switch)
-        self._note(name, "mask", canvas, mask_of)
+        region = editor(name, size, mask)
+
+        def opened(on: bool, dials: Dials, shots: list[Any]) -> Any:
+            value = painted(size, dials.get(name, {}).get("mask"), shots[0][1] if shots else None)
+            return gr.update(visible=on, value=value if on else None)
+
+        on.input(opened, [on, self.dials, self._shots], region, **QUIET)
+        self._note(name, "region", on)
+        self._note(name, "mask", region, mask_of)
 
     def _note(self, name: str, field: Any, control: Any, read: Callable[[Any], Any] = lambda value: value) -> None:
         """Keep what a user sets on a control, and stop the preview of how it was before."""

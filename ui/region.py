@@ -13,32 +13,34 @@ CANVAS = 384
 """Pixels of the longer side of what is painted on."""
 MASK = 128
 """Pixels of the longer side of a mask: finer than the tokens of any denoiser here."""
-PAINT = (79, 70, 229)
+PAINT, OPACITY = (79, 70, 229), 160
 
 
-def editor(name: str, size: tuple[int, int], mask: str | None, picture: str | None) -> gr.ImageEditor:
-    """The editor of the region of adapter `name`, over a picture of `size` if there is one."""
+def editor(name: str, size: tuple[int, int], mask: str | None) -> gr.ImageEditor:
+    """The editor of the region of adapter `name` in pictures of `size`, to be seen if there is a mask."""
     canvas = fitted(size, CANVAS)
+    colour = f"rgba{(*PAINT, OPACITY / 255)}"
     return gr.ImageEditor(
-        painted(canvas, mask, picture), label=f"Region of {name}: paint where it acts", type="pil", format="png",
+        painted(size, mask, None), label=f"Region of {name}: paint where it acts", type="pil", format="png",
         sources=(), transforms=(), layers=False, canvas_size=canvas, fixed_canvas=True, interactive=True, buttons=[],
-        brush=gr.Brush(default_size=48, colors=[f"rgb{PAINT}"], default_color=f"rgb{PAINT}",
-                       color_mode="fixed"),
+        brush=gr.Brush(default_size=48, colors=[colour], default_color=colour, color_mode="fixed"),
         eraser=gr.Eraser(default_size=48), height=canvas[1] + 60,
+        visible=mask is not None, elem_classes="region",
     )  # fmt: skip
 
 
-def painted(canvas: tuple[int, int], mask: str | None, picture: str | None) -> dict[str, Any]:
+def painted(size: tuple[int, int], mask: str | None, picture: str | None) -> dict[str, Any]:
     """The value of an editor: what is painted on, and what is painted already."""
+    canvas = fitted(size, CANVAS)
     ground = Image.new("RGB", canvas, (228, 228, 231))
     if picture:
         with Image.open(picture) as image:
             ground = image.convert("RGB").resize(canvas, Image.Resampling.NEAREST)
-    layer = Image.new("RGBA", canvas, (0, 0, 0, 0))
+    layers = []
     if mask:
-        grey = decode_image(mask, "mask").convert("L").resize(canvas)
-        layer.paste(Image.new("RGBA", canvas, (*PAINT, 255)), mask=grey)
-    return {"background": ground, "layers": [layer], "composite": None}
+        layers.append(Image.new("RGBA", canvas, (*PAINT, 0)))
+        layers[0].putalpha(decode_image(mask, "mask").convert("L").resize(canvas).point(lambda v: v * OPACITY // 255))
+    return {"background": ground, "layers": layers, "composite": None}
 
 
 def mask_of(value: dict[str, Any] | None) -> str | None:
@@ -49,7 +51,8 @@ def mask_of(value: dict[str, Any] | None) -> str | None:
     mask = layers[0]
     for layer in layers[1:]:
         mask = ImageChops.lighter(mask, layer)
-    return encode_image(mask.resize(fitted(mask.size, MASK))) if mask.getbbox() else None
+    mask = mask.resize(fitted(mask.size, MASK)).point(lambda v: min(255, v * 255 // OPACITY))
+    return encode_image(mask) if mask.getbbox() else None
 
 
 def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def _is_whole(value: Any) -> bool:
 class Request(PageOptions):
     """What a user asks for. Its bounds are those of the controls and of the API."""
 
-    prompt: str = option("", "What to draw. <lora:NAME:0.8> calls up an adapter.")
+    prompt: str = option("", "What to draw; <lora:NAME:0.8> calls up an adapter. Shift+Enter draws it.")
     negative_prompt: str = option("", "What to keep out of the picture.")
     seed: int = option(0, "The same seed with the same settings repeats the picture.", ge=0, le=2**32 - 1)
     steps: int = option(20, "Denoising steps: more is slower and finer.", ge=1, le=100)

@@ -62,7 +62,7 @@ class Create:
         fields = controls.fields
         with deck:
             self.cards = Cards(app, self.session, fields["prompt"], fields["base"], self.view.shots)
-            self.cards.draw(lambda width, height: (width, height), fields["width"], fields["height"])
+            self.cards.draw(fields["width"], fields["height"])
         self.flags = [controls.lock, self.live, self.compare]
         self.asked = [*controls.inputs, controls.image, self.cards.rack, self.cards.dials, *self.flags]
         self.memory = Memory(app, controls, self.cards, self.view, self.flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from ui.studio import StoppedError
 from ui.view import View
 
 PREVIEW_STEPS = 6
+TELL = 0.25
+"""Seconds between reports of progress: a browser has better to do than to draw each step."""
 
 
 class Create:
@@ -111,9 +114,14 @@ class Create:
             if not flags["lock"]:
                 request = replace(request, seed=random.randrange(2**32))
 
+            told = 0.0
+
             def on_step(done: int, total: int) -> None:
+                nonlocal told
                 check()
-                progress((done, total), unit="steps")
+                if time.monotonic() - told > TELL:
+                    progress((done, total), unit="steps")
+                    told = time.monotonic()
 
             def outputs(word: str) -> tuple[Any, ...]:
                 shown = [gr.skip()] * len(self.view.parts) if shots is None else self.view.show(shots)

@@ -115,7 +115,7 @@ def test_two_adapters_their_weights_and_a_reload(open_page: Callable[..., Any], 
     assert np.array_equal(generate(page), weighed)
 
 
-def test_a_painted_region_a_stop_and_an_error(open_page: Callable[..., Any]) -> None:
+def test_a_painted_region(open_page: Callable[..., Any]) -> None:
     page = ready(open_page)
     whole = generate(page)
     name = next(iter(json.loads(whole.info[KEY])["adapters"]))
@@ -129,6 +129,9 @@ def test_a_painted_region_a_stop_and_an_error(open_page: Callable[..., Any]) -> 
     assert 0.02 < painted.mean() < 0.4
     assert painted[:, painted.shape[1] // 2].any()
 
+
+def test_a_stop_an_error_and_a_tag(open_page: Callable[..., Any]) -> None:
+    page = ready(open_page)
     set_number(page, "Steps", 100)
     set_number(page, "Pictures", 8)
     count = page.locator(".pictures img").count()
@@ -140,8 +143,8 @@ def test_a_painted_region_a_stop_and_an_error(open_page: Callable[..., Any]) -> 
 
     set_number(page, "Steps", STEPS)
     set_number(page, "Pictures", 1)
-    page.get_by_label("Prompt", exact=True).fill("a creature <lora:nobody:1>")
+    page.locator(".ask textarea").fill("a creature <lora:nobody:1>")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("no adapter 'nobody' in the library").first.wait_for()
-    page.get_by_label("Prompt", exact=True).fill("a creature <lora:red:0.5>")
+    page.locator(".ask textarea").fill("a creature <lora:red:0.5>")
     assert "<lora:red:0.5>" in generate(page).info[KEY]

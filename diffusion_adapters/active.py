@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .adapter_set import AdapterSet
 from .attach import adapter_sets, check_names
+from .dials import domains as domains_of
+from .registry import nearest
 from .text import set_text
 from .tokens import find_text_encoders, set_tokens
-from .weight import AdapterWeight, as_weight, check_scopes
+from .weight import AdapterWeight, as_weight, check_domains, check_scopes
 
 Weight = float | Mapping[str, float] | AdapterWeight
 """What a weight may be given as; a mapping stands for `AdapterWeight(scopes=…)`."""
+Dials = Mapping[str, float] | Mapping[str, Mapping[str, float]]
+"""Domain -> number, or that by adapter name."""
 
 
 def set_adapters(
     model: Any,
     names: str | Sequence[str],
     adapter_weights: Weight | Sequence[Weight] | Mapping[str, Weight] | None = None,
+    *,
+    domain_weights: Dials | None = None,
 ) -> None:
     """Make exactly the adapters `names` active, each times its weight (1.0 if not given). `[]` gives the base.
 
     A weight is a number, a mapping of scopes or an `AdapterWeight`; one for all, a sequence of one each, or a mapping
-    by adapter name. All or nothing: raises ValueError, TypeError for a weight that cannot be.
+    by adapter name. `domain_weights`: the dials of a hybrid, domain -> number, 1.0 of those that are left out; by
+    adapter name where several are named. All or nothing: raises ValueError, TypeError for a weight that cannot be.
+
+    In training, call `backward` before other dials are set: gradient checkpointing runs the forward again in it.
     """
     sets = adapter_sets(model)
-    taken = named_weights(model, sets, names, adapter_weights)
+    taken = named_weights(model, sets, names, adapter_weights, domain_weights)
     own = [(s, {name: weight for name, weight in taken.items() if name in s.infos}) for s in sets.values()]
     for adapter_set, its in own:
         adapter_set.set_weights(its, pipeline=pipeline_of(model))
@@ -41,7 +51,11 @@ def pipeline_of(model: Any) -> Any:
 
 
 def named_weights(
-    model: Any, sets: Mapping[str, AdapterSet], names: str | Sequence[str], adapter_weights: Any
+    model: Any,
+    sets: Mapping[str, AdapterSet],
+    names: str | Sequence[str],
+    adapter_weights: Any,
+    domain_weights: Dials | None = None,
 ) -> dict[str, float | AdapterWeight]:
     """Name -> weight for what `set_adapters` takes. Raises ValueError, TypeError."""
     names = [names] if isinstance(names, str) else list(names)
@@ -50,7 +64,29 @@ def named_weights(
         raise ValueError(f"adapter {twice[0]!r} is named twice")
     check_names(sets, names)
     known = {name for adapter_set in sets.values() for name in adapter_set.infos}
-    return take_weights(model, sets, _by_name(names, adapter_weights, known))
+    return take_weights(model, sets, _with_dials(_by_name(names, adapter_weights, known), domain_weights))
+
+
+def _with_dials(given: dict[str, Any], dials: Any) -> dict[str, Any]:
+    if dials is None:
+        return given
+    if not isinstance(dials, Mapping):
+        raise TypeError(f"domain_weights must be a mapping of domains to numbers, got {type(dials).__name__}")
+    if not any(isinstance(own, Mapping) for own in dials.values()):
+        if len(given) != 1:
+            raise ValueError(
+                f"domain_weights must be by adapter name for {len(given)} adapters: {{{', '.join(map(repr, given))}}} "
+                "-> {domain: number}"
+            )
+        dials = dict.fromkeys(given, dials)
+    for name, own in dials.items():
+        if name not in given:
+            raise ValueError(f"domain_weights names adapter {name!r}, which is not in names, {nearest(name, given)}")
+        weight = as_weight(given[name], name)
+        if weight.domains:
+            raise ValueError(f"adapter {name!r} has domains in its weight already; give them once")
+        given[name] = dataclasses.replace(weight, domains=own)
+    return given
 
 
 def _by_name(names: list[str], given: Any, known: set[str]) -> dict[str, Any]:
@@ -69,24 +105,34 @@ def _by_name(names: list[str], given: Any, known: set[str]) -> dict[str, Any]:
 
 
 def take_weights(
-    model: Any, sets: Mapping[str, AdapterSet], weights: Mapping[str, Any]
+    model: Any, sets: Mapping[str, AdapterSet], weights: Mapping[str, Any], domains: Iterable[str] | None = None
 ) -> dict[str, float | AdapterWeight]:
-    """Weights as they are kept: numbers as they are, all else as AdapterWeight. Raises ValueError, TypeError."""
+    """Weights as they are kept: numbers as they are, all else as AdapterWeight. Raises ValueError, TypeError.
+
+    `domains`: those of an adapter that is not in `sets` yet.
+    """
     taken: dict[str, float | AdapterWeight] = {}
     for name, given in weights.items():
         weight = as_weight(given, name)
         if weight.scopes:
             places = [(component, path) for component, s in sets.items() for path in s.places()]
             check_scopes(weight, places + [(component, "") for component in find_text_encoders(model)])
+        if weight.domains:
+            own = dict.fromkeys(d for s in sets.values() if name in s.infos for d in domains_of(s, name))
+            check_domains(weight, name, own if domains is None else domains)
+            given = dataclasses.replace(weight, domains=weight.dials(own if domains is None else domains))
+            weight = given
         taken[name] = weight if isinstance(given, (Mapping, AdapterWeight)) else weight.value
     return taken
 
 
 @contextlib.contextmanager
-def use_adapters(model: Any, names: str | Sequence[str], adapter_weights: Any = None) -> Iterator[None]:
+def use_adapters(
+    model: Any, names: str | Sequence[str], adapter_weights: Any = None, *, domain_weights: Dials | None = None
+) -> Iterator[None]:
     """`set_adapters` inside a `with` block; afterwards the adapters act as before."""
     restore = snapshot(model)
-    set_adapters(model, names, adapter_weights)
+    set_adapters(model, names, adapter_weights, domain_weights=domain_weights)
     try:
         yield
     finally:

@@ -17,6 +17,11 @@ from .registry import Registry
 class AdapterConfig(Options):
     """Hyperparameters of a family. Each field is declared with `option(default, help, bounds)`."""
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the parts that each have a dial, of a family that has such."""
+        return ()
+
 
 @dataclasses.dataclass(frozen=True)
 class ForeignLayer:
@@ -86,6 +91,15 @@ class Adapter(nn.Module):
         self.config = config
         self.transforms_input = type(self).input_delta is not Adapter.input_delta
         self.adds_output = type(self).forward is not Adapter.forward
+
+    @classmethod
+    def reads(cls, config: Any) -> bool:
+        """`reads_weight` with these options."""
+        return cls.reads_weight
+
+    def at(self, dials: Mapping[str, float]) -> Adapter:
+        """This adapter, with the very same parameters, and its domains times `dials`; one not named is off."""
+        return self
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """ΔW (out, in) in fp32 for the frozen `weight` W. Pure: the truth that fuse, export, merge and tests use."""

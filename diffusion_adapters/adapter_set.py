@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterInfo
 from .blend import Blend
+from .dials import Shares, members, shares, spread_weights
 from .hooks import wire
 from .layout import stream
 from .outside import Outside, find_outside
-from .plan import Member, Plan
+from .plan import Plan
 from .processor import is_wrapped, set_processor, unwrap, wrap
 from .projection import Projection
 from .registry import nearest
@@ -33,6 +34,7 @@ class AdapterSet(nn.Module):
         self.__dict__["denoiser"] = denoiser  # not a child: its parameters are not ours
         self.adapters = nn.ModuleDict()
         self.infos: dict[str, AdapterInfo] = {}
+        self.shares: dict[str, Shares] = {}
         self.weights: dict[str, float | AdapterWeight] = {}
         self.enabled = True
         self.checked = False
@@ -79,18 +81,19 @@ class AdapterSet(nn.Module):
         keyed = {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
         self.adapters[_key(name)] = nn.ModuleDict(keyed)
         self.infos[name] = info
+        self.shares[name] = shares(adapters)
         self._planned = None
         try:
             self.set_weights({**self.weights, name: weight}, pipeline=pipeline)
         except ValueError:  # a weight that depends on the step, without a pipeline
-            del self.adapters[_key(name)], self.infos[name]
+            del self.adapters[_key(name)], self.infos[name], self.shares[name]
             raise
 
     def remove(self, name: str) -> None:
         """Delete the adapter `name`. Without adapters the denoiser is as it was."""
         self.check(name)
         self._refuse_while_fused("delete adapters")
-        del self.adapters[_key(name)], self.infos[name]
+        del self.adapters[_key(name)], self.infos[name], self.shares[name]
         self._planned = None
         self.set_weights({n: w for n, w in self.weights.items() if n != name}, self.enabled or not self.infos)
 
@@ -98,6 +101,10 @@ class AdapterSet(nn.Module):
         """The adapters of `name` by path."""
         self.check(name)
         return {key.replace("/", "."): adapter for key, adapter in self.adapters[_key(name)].items()}  # type: ignore[operator]
+
+    def everyone(self) -> list[Adapter]:
+        """The adapter of each name at each place; `modules()` has the parts of hybrids too."""
+        return [adapter for name in self.infos for adapter in self.of(name).values()]
 
     def check_free(self, name: str) -> None:
         """Raise ValueError if `name` is taken or cannot be a name, RuntimeError while adapters are fused."""
@@ -173,9 +180,10 @@ class AdapterSet(nn.Module):
         if weights is None:
             weights = {name: as_weight(given, name) for name, given in self.weights.items() if self.enabled}
         # A compiled forward keeps an adapter of weight 0: without it, it would be compiled again.
-        active = {n: w for n, w in weights.items() if (w.value != 0 or self.compiled) and not self.fused}
+        spread = spread_weights(self, weights).items()
+        active = {n: w for n, w in spread if (w.value != 0 or self.compiled) and not self.fused}
         if self.room is not None:
-            self.room.check(self, active, self.members(active))
+            self.room.check(self, active, members(self, active))
         device = next((p.device for p in self.denoiser.parameters() if not p.is_meta), torch.device("cpu"))
         self.blend.take(active, device, owner or self.blend.owner)
         masked = {name for name, w in active.items() if w.mask is not None}
@@ -190,24 +198,14 @@ class AdapterSet(nn.Module):
         if same:
             return
         self._planned = None
-        members = self.members(active)
+        found = members(self, active)
         for path, projection in places.items():
-            own = members.get(path, [])
+            own = found.get(path, [])
             if projection.plan is None or not projection.plan.reweigh(own):
                 projection.plan = Plan(own, self.blend, path, projection.stream) if own else None
         wire(self, masked)
         self.checked = False
         self._planned = planned
-
-    def members(self, active: Mapping[str, AdapterWeight]) -> dict[str, list[Member]]:
-        """The active adapters of each place."""
-        members: dict[str, list[Member]] = {}
-        for name, weight in active.items():
-            for path, adapter in self.of(name).items():
-                scope = weight.scope(self.component, path)
-                if scope != 0 or self.compiled:
-                    members.setdefault(path, []).append(Member(adapter, name, scope))
-        return members
 
     def _refuse_while_fused(self, action: str) -> None:
         if self.fused:

@@ -36,7 +36,7 @@ def build_parts(projections: Mapping[str, Projection], parts: Mapping[str, Part]
         kind, base = FAMILIES[part.family], projections[path].base
         shape = (projections[path].out_features, projections[path].in_features)
         try:
-            weight = dense_weight(base) if kind.reads_weight else torch.empty(shape, device="meta")
+            weight = dense_weight(base) if kind.reads(part.config) else torch.empty(shape, device="meta")
             with torch.inference_mode(False):
                 if part.tensors is None:
                     adapter = kind(weight, part.config)

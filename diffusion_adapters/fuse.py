@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .adapter_set import AdapterSet
+from .dials import dialed
 from .linalg import matrix
 from .weight import as_weight
 
@@ -28,7 +29,7 @@ def fuse_set(adapter_set: AdapterSet) -> None:
                 f"the weight of adapter {name!r} depends on step, region, sample or band, and cannot be fused; "
                 "give it a number or scopes first"
             )
-    active = [(adapter_set.of(name), weight) for name, weight in weights.items() if weight.value != 0]
+    active = [(dialed(adapter_set, name, weight), weight) for name, weight in weights.items() if weight.value != 0]
     fused: dict[str, torch.Tensor] = {}
     for path in dict.fromkeys(path for adapters, _ in active for path in adapters):
         linear: Any = projections[path].base

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import math
 import re
 import types
@@ -32,6 +33,27 @@ def option(
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {"help": help, "bounds": {k: v for k, v in bounds.items() if v is not None}, "choices": choices}
     return dataclasses.field(default=default, repr=not secret, metadata={**metadata, "secret": secret})
+
+
+class Table(dict[str, Any]):
+    """A mapping of names as the value of an option: JSON on the command line and in files, a table in TOML."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # options are frozen: nobody writes to it
+        return hash(str(self))
+
+    def __str__(self) -> str:
+        return json.dumps(self, default=str)
+
+    @classmethod
+    def read(cls, text: str) -> Table:
+        """From JSON. Raises argparse.ArgumentTypeError for anything else."""
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise argparse.ArgumentTypeError(f"{text} must be a JSON object: " + '{"name": ...}')
+        return cls(found)
 
 
 _BOUNDS = {
@@ -98,6 +120,8 @@ class Options:
     def _checked_one(self, field: dataclasses.Field[Any], value: Any, kind: type) -> Any:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if kind is Table and isinstance(value, Mapping):
+            value = Table(value)
         if kind is Path and isinstance(value, str):
             value = Path(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -118,6 +142,8 @@ class Options:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -155,9 +181,9 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Options], title
             kind = options.items(field.name)
             settings["nargs"] = "+"
         if kind is not bool:
-            settings.update(type=kind, choices=field.metadata.get("choices"))
+            settings.update(type=Table.read if kind is Table else kind, choices=field.metadata.get("choices"))
             if settings["choices"] is None:
-                settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+                settings["metavar"] = {int: "N", float: "X", Path: "PATH", Table: "JSON"}.get(kind, "TEXT")
         group.add_argument(f"--{field.name}", **settings)
 
 

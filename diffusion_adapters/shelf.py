@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .active import get_active_adapters, set_adapters, snapshot
+from .active import Dials, get_active_adapters, set_adapters, snapshot
 from .attach import adapter_sets, check_names, delete_adapters, list_adapters
 from .registry import nearest
 from .store import load_adapter
@@ -47,7 +47,9 @@ class AdapterShelf:
         self._used = {name: None for name in self._used if name in attached}
         return list(self._used)
 
-    def set_adapters(self, names: str | Sequence[str], adapter_weights: Any = None) -> None:
+    def set_adapters(
+        self, names: str | Sequence[str], adapter_weights: Any = None, *, domain_weights: Dials | None = None
+    ) -> None:
         """As `diffusion_adapters.set_adapters`, with files that are loaded first. All or nothing."""
         names = [names] if isinstance(names, str) else list(names)
         attached = list_adapters(self.model)
@@ -61,7 +63,7 @@ class AdapterShelf:
             for name in missing:
                 load_adapter(self.model, self.files[name], name, adapter_weight=0.0)
                 fresh.append(name)
-            set_adapters(self.model, names, adapter_weights)
+            set_adapters(self.model, names, adapter_weights, domain_weights=domain_weights)
         except BaseException:
             if fresh:
                 delete_adapters(self.model, fresh)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .adapter_set import AdapterSet
 from .attach import adapter_sets, find_denoisers
 from .blend import Blend
+from .dials import members, spread_weights
 from .linalg import dense_weight
 from .plan import Member, Plan
 from .projection import Projection
@@ -149,7 +150,8 @@ def reserve_slots(model: Any, rank: int = 64, adapters: int = 8, dense: bool = F
             raise RuntimeError("cannot reserve slots while adapters are fused; call unfuse_adapters() first")
         room = Room(rank, adapters, dense)
         weights = {n: as_weight(w, n) for n, w in adapter_set.weights.items() if adapter_set.enabled}
-        room.check(adapter_set, weights, adapter_set.members(weights))
+        weights = spread_weights(adapter_set, weights)
+        room.check(adapter_set, weights, members(adapter_set, weights))
         device = next((p.device for p in denoiser.parameters() if not p.is_meta), torch.device("cpu"))
         with torch.inference_mode(False):
             adapter_set.blend.slots = torch.zeros(adapters + 1, device=device)

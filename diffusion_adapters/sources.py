@@ -14,6 +14,7 @@ from torch import Tensor
 from .active import get_active_adapters, named_weights
 from .adapter import AdapterInfo
 from .attach import adapter_sets
+from .dials import dialed
 from .file import adapter_tensors
 from .labels import hashes
 from .linalg import dense_weight
@@ -116,7 +117,8 @@ class Sources:
         """Every projection of a denoiser that one of the adapters changes, whatever its weight there."""
         for component in self.components():
             adapter_set = self.sets[component]
-            found = {name: adapter_set.of(name) for name in self.names if name in adapter_set.infos}
+            own = {name: self.weights[name] for name in self.names if name in adapter_set.infos}
+            found = {name: dialed(adapter_set, name, weight) for name, weight in own.items()}
             for path, projection in adapter_set.places().items():
                 before = adapter_set.fused.get(path)  # W as it was, if adapters are fused into it now
                 read = functools.partial(dense_weight, projection.base) if before is None else before.float
@@ -128,7 +130,9 @@ class Sources:
                     factors = adapter.low_rank()
                     whole = factors is not None and not adapter.transforms_input and not adapter.adds_output
                     dense = None if whole else functools.partial(_dense, adapter, read)
-                    deltas.append(Delta(name, self.weights[name].at(component, path), factors, dense))
+                    weight = own[name].at(component, path)
+                    dials = own[name].dials(adapter.config.domains).values()
+                    deltas.append(Delta(name, weight if any(dials) or not dials else 0.0, factors, dense))
                 if deltas:
                     size = torch.Size((projection.out_features, projection.in_features))
                     shape = projection.base.weight.shape if is_convolution(projection.base) else size
@@ -140,7 +144,7 @@ class Sources:
         for name in self.names:
             for component, part in text_parts(self.model, name).items():
                 for path, factors in text_factors(part).items():
-                    delta = Delta(name, self.weights[name].at(component), factors)
+                    delta = Delta(name, self.weights[name].whole(component), factors)
                     found.setdefault((component, path), []).append(delta)
         for (component, path), deltas in found.items():
             up, down = deltas[0].factors  # type: ignore[misc]
@@ -165,7 +169,8 @@ class Sources:
             parts = text_parts(self.model, name), token_parts(self.model, name)
             digest = hashes(safetensors.torch.save(adapter_tensors(sets, name, *parts)))["sshs_model_hash"]
             own = {"name": name, "family": self.info(name).family, "weight": weight.value, "sha256": digest}
-            said.append({**own, **({"scopes": dict(weight.scopes)} if weight.scopes else {})})
+            maps = {"scopes": dict(weight.scopes), "domains": dict(weight.domains)}
+            said.append({**own, **{title: values for title, values in maps.items() if values}})
         return said
 
 

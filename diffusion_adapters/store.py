@@ -68,7 +68,8 @@ def load_adapter(
         content = read_content(model, path, leave_out)
         ready = {component: _ready(model, component, name, parts) for component, parts in content.parts.items()}
         sets = {component: adapter_set for component, (adapter_set, _) in ready.items()}
-        weight = take_weights(model, sets, {name: adapter_weight})[name]
+        domains = dict.fromkeys(d for _, own in ready.values() for a in own.values() for d in a.config.domains)
+        weight = take_weights(model, sets, {name: adapter_weight}, domains)[name]
         try:
             load_text(model, name, content.text, trainable)
             load_tokens(model, name, content.tokens, trainable)

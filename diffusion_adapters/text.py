@@ -107,7 +107,7 @@ def set_text(model: Any, weights: Mapping[str, float | AdapterWeight]) -> None:
         if not hasattr(encoder, "peft_config"):
             continue
         layers = _layers(encoder)
-        ours = {_key(name): weight.at(component) for name, weight in constants.items() if weight.at(component) != 0}
+        ours = {_key(name): weight.whole(component) for name, weight in constants.items() if weight.whole(component)}
         trained = [(value, value.requires_grad) for layer in layers for value in layer.parameters()]
         for layer in layers:
             foreign = [other for other in layer.active_adapters if not other.startswith(":")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import numbers
@@ -29,8 +30,10 @@ class AdapterWeight:
     - `samples`: one number for each image of the batch.
     - `bands`: gains of what it adds to image tokens, split by a wavelet over the token grid, from coarse to fine; the
       last is the finest detail, of neighbouring tokens.
+    - `domains`: {domain: number}, the dials of a hybrid; 1 of those that are left out.
 
-    In text encoders `value` and `scopes` count. Raises ValueError for what is no finite number or out of range.
+    In text encoders `value`, `scopes` and the largest dial count. Raises ValueError for what is no finite number or out
+    of range.
     """
 
     value: float = 1.0
@@ -43,11 +46,16 @@ class AdapterWeight:
     mask: Any = None
     samples: Sequence[float] | None = None
     bands: Sequence[float] | None = None
+    domains: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "value", number(self.value, "value"))
-        set_(self, "scopes", {key: number(value, f"scopes[{key!r}]") for key, value in self.scopes.items()})
+        for name in ("scopes", "domains"):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping):
+                raise TypeError(f"{name} must be a mapping of names to numbers, got {type(given).__name__}")
+            set_(self, name, {key: number(value, f"{name}[{key!r}]") for key, value in given.items()})
         set_(self, "start", number(self.start, "start"))
         set_(self, "end", number(self.end, "end"))
         if not 0 <= self.start < self.end <= 1:
@@ -97,6 +105,20 @@ class AdapterWeight:
         """The constant part at one projection: `value` times the number of the scope that fits best."""
         return self.value * self.scope(component, path)
 
+    def whole(self, component: str) -> float:
+        """The constant part of what belongs to no domain alone: `at` times the largest dial."""
+        return self.at(component) * max(map(abs, self.domains.values()), default=1.0)
+
+    def dials(self, domains: Iterable[str]) -> dict[str, float]:
+        """The dial of each of `domains`."""
+        return {domain: self.domains.get(domain, 1.0) for domain in domains}
+
+    def times(self, factor: float) -> AdapterWeight:
+        """This weight with `value` times `factor`, sharing all else."""
+        made = copy.copy(self)
+        object.__setattr__(made, "value", self.value * factor)
+        return made
+
     def scope(self, component: str, path: str = "") -> float:
         """The number of the scope that fits best, 1 if none."""
         best, found = 0, 1.0
@@ -125,6 +147,16 @@ def check_scopes(weight: AdapterWeight, places: Iterable[tuple[str, str]]) -> No
         if not any(matches(key, *place) for place in places):
             parts = {part for place in places for part in ".".join(place).split(".") if part and not part.isdigit()}
             raise ValueError(f"unknown scope {key!r} in adapter_weights, {nearest(key, parts)}")
+
+
+def check_domains(weight: AdapterWeight, name: str, domains: Iterable[str]) -> None:
+    """Raise ValueError for a dial of none of `domains`, those of adapter `name`, with the nearest name."""
+    known = list(domains)
+    for key in weight.domains:
+        if not known:
+            raise ValueError(f"adapter {name!r} has no domains, so no dial {key!r} either; give it a number")
+        if key not in known:
+            raise ValueError(f"unknown domain {key!r} of adapter {name!r}, {nearest(str(key), known)}")
 
 
 def matches(key: str, component: str, path: str) -> bool:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -41,7 +41,7 @@ def cases() -> Iterator[tuple[str, Overrides]]:
     """Each family, with a rank that is not its alpha, and with each other option at each value next to its default."""
     for name in FAMILIES:
         config = FAMILIES[name].Config
-        base = {k: v for k, v in {"rank": 2, "alpha": 6.0}.items() if k in config.kinds()}
+        base = small(name)
         yield name, base
         for field in dataclasses.fields(config):
             for value in neighbours(field, config.kinds()[field.name][0]) if field.name not in base else ():
@@ -60,9 +60,19 @@ def neighbours(field: dataclasses.Field[Any], kind: type) -> list[Any]:
         found = [value for value in found if value <= bounds.get("le", math.inf)]
     elif kind is float:
         found = [0.5 * (field.default + 1)]
+    elif isinstance(field.default, Mapping):  # of parts: the last of each family, and all of that family
+        own = [{"family": name, **small(name)} for name in FAMILIES if not FAMILIES[name].Config().domains]
+        last = list(field.default)[-1]
+        found = [{**field.default, last: part} for part in own]
+        found += [dict.fromkeys(field.default, part) for part in own]
     else:
         found = []
     return [value for value in found if value != field.default]
+
+
+def small(family: str) -> Overrides:
+    """A rank that is not the alpha, where there are such options."""
+    return {k: v for k, v in {"rank": 2, "alpha": 6.0}.items() if k in FAMILIES[family].Config.kinds()}
 
 
 def projection(dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -238,7 +248,9 @@ def check_parameter_groups(family: Family, overrides: Overrides) -> None:
     grouped = [id(value) for group in groups for value in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(value) for value in adapter.parameters()}, "parameter_groups leaves parameters out"
-    assert all(0 < group["lr"] <= 1e-3 for group in groups)
+    fastest = max(a.learning_rate for a in adapter.modules() if isinstance(a, Adapter)) / family.learning_rate  # a part
+    assert all(0 < group["lr"] <= 1e-3 * fastest for group in groups)
+    assert [g["lr"] for g in adapter.parameter_groups(2e-3)] == pytest.approx([2 * g["lr"] for g in groups])
     before = adapter.delta_weight(torch.ones(OUT, IN)).detach()
     optimizer = torch.optim.AdamW(groups)
     penalty = adapter.penalty()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,8 +28,13 @@ TOLERANCE = 1e-4
 
 def small(family: str) -> dict[str, Any]:
     """Options of a family that fit the narrowest projection here."""
-    fields = {field.name for field in dataclasses.fields(FAMILIES[family].Config)}
-    return {"rank": 2} if "rank" in fields else {}
+    found = {}
+    for field in dataclasses.fields(FAMILIES[family].Config):
+        if field.name == "rank":
+            found["rank"] = 2
+        elif isinstance(field.default, Mapping):  # of parts, each of a family
+            found[field.name] = {name: {**part, **small(part["family"])} for name, part in field.default.items()}
+    return found
 
 
 def stir(values: Iterable[Tensor], seed: int = 2, strength: float = 0.2) -> None:

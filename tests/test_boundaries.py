@@ -75,7 +75,7 @@ def code_without_text(path: Path) -> str:
 @each_family_file
 def test_a_family_knows_the_contract_only(path: Path) -> None:
     ours = {name for name in imports(path) if name.split(".")[0] in OURS}
-    assert ours <= {f"diffusion_adapters.{name}" for name in ("adapter", "options", "linalg")}
+    assert ours <= {f"diffusion_adapters.{name}" for name in ("adapter", "options", "linalg", "parts")}
 
 
 @each_family_file
@@ -102,9 +102,11 @@ LAYERS = [
     ("registry",),
     ("options",),
     ("adapter", "linalg", "weight", "bands", "layout"),
+    ("parts",),
     ("families", "labels", "prompt", "report", "text", "regions", "schedule", "source", "tokens", "vocabulary"),
     ("blend", "shared"),
     ("plan",),
+    ("dials",),
     ("projection",),
     ("safe",),
     ("site",),

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffusion_adapters import Adapter, AdapterSet, get_active_adapters, set_adapters
+from diffusion_adapters import AdapterSet, get_active_adapters, set_adapters
 from train import messages, state
 from train.average import Average
 from train.bases import Base
@@ -66,8 +66,7 @@ class Trainer:
         self.parameters = [p for p in adapters.parameters() if p.requires_grad] + text
         if options.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        own = [m for m in adapters.modules() if isinstance(m, Adapter)]
-        groups = optimizer_groups(own, rate)
+        groups = optimizer_groups(adapters.everyone(), rate)
         groups += [{"params": text, "lr": options.text_encoder_lr or rate}] if text else []
         optimizer, self.schedule = make_optimizer(options, groups, rate, options.max_train_steps)
         self.average = Average(self.parameters, optimizer, options.ema_decay if options.use_ema else None)

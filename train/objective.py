@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_adapters import Adapter, AdapterSet
+from diffusion_adapters import AdapterSet
 from diffusion_adapters.options import option
 from train.bases import Base
 from train.data import PriorOptions
@@ -77,7 +77,7 @@ class Objective:
         if mask is not None and frozen is not None:
             outside = self._error(made.prediction, _spread(frozen, asked, target))
             parts["loss_outside"] = self.masked_prior_weight * _mean(masked_mean(outside, 1 - mask) * weights, ~prior)
-        penalties = [p for m in adapters.modules() if isinstance(m, Adapter) and (p := m.penalty()) is not None]
+        penalties = [p for adapter in adapters.everyone() if (p := adapter.penalty()) is not None]
         if penalties:
             parts["penalty"] = torch.stack([penalty.to(target.device) for penalty in penalties]).sum()
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}

@@ -184,7 +184,7 @@ def _factors(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, tuple[Ten
     for path, part in parts.items():
         weight = torch.empty(layer_shape(model.get_submodule(path)), device="meta")
         kind = FAMILIES[part.family]
-        adapter = None if kind.reads_weight else kind.from_tensors(weight, part.config, part.tensors or {})
+        adapter = None if kind.reads(part.config) else kind.from_tensors(weight, part.config, part.tensors or {})
         if adapter is None or adapter.transforms_input or adapter.adds_output or not has_factors(adapter):
             raise ValueError(f"text encoders carry LoRA alone, not {part.family}")
         with torch.no_grad():

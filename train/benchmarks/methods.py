@@ -70,7 +70,7 @@ def targets(unet: Any) -> list[str]:
 
 def _ours(family: str, settings: dict[str, Any], unet: Any) -> Groups:
     adapters = add_adapter(unet, "a", family, **settings)
-    return optimizer_groups([m for m in adapters.modules() if isinstance(m, Adapter)], 1e-4)
+    return optimizer_groups(adapters.everyone(), 1e-4)
 
 
 def _peft(name: str, settings: dict[str, Any], unet: Any) -> Groups:

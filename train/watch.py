@@ -19,6 +19,7 @@ from train.data import Folder
 from train.engine import Trainer
 from train.pilot import AXES, Pilot
 from train.processes import sharded
+from train.records import Journal
 from train.results import Finished, save_config, validation_prompts
 from train.trackers import Trackers
 
@@ -41,6 +42,7 @@ class Watch:
             shown = [example.images[0] for example in folder.examples[:32]]
             self.pilot = Pilot(config, self.prompts, shown, accelerator.device)
         self.records: list[dict[str, float]] = []
+        self.journal: Journal | None = None
         if accelerator.is_main_process:
             save_config(config, adapter)
 
@@ -48,6 +50,8 @@ class Watch:
         """Look at the run of `trainer` from now on; `run` saves its adapter."""
         self.run, self.trainer, self.base = run, trainer, run.base
         self.records += trainer.history
+        if self.accelerator.is_main_process:
+            self.journal = Journal(self.config.output_dir, self.records)
         if self.pilot is not None:
             self.pilot.begin(self.draw, trainer.step)
 
@@ -73,6 +77,8 @@ class Watch:
             self.look(step)
             record["paused"] = time.monotonic() - started
         record["pauses_left"] = (last // self.every - step // self.every) if self.every else 0
+        if self.journal is not None:
+            self.journal.add(record)
         return record
 
     def look(self, step: int) -> None:

@@ -27,6 +27,9 @@ ELSEWHERE = {"resume_from_checkpoint", "dataset_name", "dataset_config_name", "i
 """Options that are set by a button, or belong to the command line: data sets, uploads, trackers."""
 EMBEDDED = next(f.default for f in dataclasses.fields(DreamBoothOptions) if f.name == BASE_FLAG)
 FAMILY = "adapter"
+LOOKS = 4
+OFTEN = ("validation_steps", "checkpointing_steps")
+"""Options for steps between samples, and between checkpoints: a run in the app begins with this many of both."""
 CLASS_FOLDER = "class"
 
 
@@ -61,6 +64,7 @@ class Choices:
             known |= read_config(CONFIGS / f"{preset}.toml")
         declared = {f.name: f.default for kind in self._kinds(family) for f in dataclasses.fields(kind)}
         values = {**declared, **for_family(known, family, DreamBoothOptions)}
+        values |= dict.fromkeys(OFTEN, max(1, values["max_train_steps"] // LOOKS))
         return {name: values[name] for name in self.names(family)} | {BASE_FLAG: base, FAMILY: family}
 
     def names(self, family: str) -> list[str]:

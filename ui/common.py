@@ -21,6 +21,10 @@ SOON: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "a
 """Of those that change a `gr.State` whose `change` is listened to, which gradio tells for queued events alone."""
 
 
+KEPT = "diffusion-adapters train"
+"""Key and secret of what the browser keeps of the Train tab: it is hidden from nobody."""
+
+
 @dataclass
 class App:
     """What a tab's `build` is given, inside the open page."""
@@ -30,6 +34,9 @@ class App:
     tabs: gr.Tabs | None = None
     recipe: gr.State = field(default_factory=lambda: gr.State(None))
     """Put the `as_dict` of a Recipe here and the Create tab takes it over: outputs `[app.recipe, app.tabs]`."""
+
+    training: gr.BrowserState = field(default_factory=lambda: gr.BrowserState({}, storage_key=KEPT, secret=KEPT))
+    """What the browser keeps of the Train tab; here, as what lies in a tab is not there when the page is loaded."""
 
     def go(self, tab: str) -> Any:
         """The update of `tabs` that opens a tab by its title."""

@@ -31,6 +31,8 @@ VANISHED = (
     "The training process ended without a word: it was killed, or the computer was switched off. "
     "Resume goes on from the last checkpoint."
 )
+ERROR = re.compile(r"^error: (.+)$", re.M)
+"""The one line of the trainer for what is no bug."""
 LAUNCHER = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*.*CalledProcessError: .*\n?")
 """What accelerate's launcher adds when the training returned an error."""
 
@@ -73,29 +75,31 @@ def outcome(folder: Path, log: Path, state: Mapping[str, Any], process: Process 
             return Outcome("starting", **facts)
         return Outcome("finishing" if step >= total else "training", left=left(history, total), **facts)
     text, asked = last_log(log, int(state.get("log_from") or 0)), state.get("asked")
-    errors = re.findall(r"^error: (.+)$", text, re.M)
+    errors = ERROR.findall(text)
     if asked != "kill" and not errors and _changed(folder / "adapter.safetensors") >= launched:
         return Outcome("stopped" if asked and step < total else "done", **facts)
     if asked == "kill":
         return Outcome("killed", said="It was stopped at once: what had not been saved is lost.", **facts)
     if asked and not errors:
         return Outcome("stopped", said="It was stopped before there was anything to save.", **facts)
-    return Outcome("failed" if errors or "Traceback" in text else "killed", said=cause(text, errors), **facts)
+    ended, said = cause(text)
+    return Outcome(ended, said=said, **facts)
 
 
-def cause(text: str, errors: Sequence[str]) -> str:
-    """Why a training ended, from the log of its last start."""
+def cause(text: str) -> tuple[str, str]:
+    """Whether a training failed or was killed, and why, from the log of its last start."""
+    errors = ERROR.findall(text)
     if errors:
-        return errors[-1]
+        return "failed", errors[-1]
     own = LAUNCHER.sub("", text).strip()
     if any(word.lower() in own.lower() for word in MEMORY):
-        return NO_MEMORY
+        return "failed", NO_MEMORY
     if "Traceback (most recent call last)" in own:
-        return f"It ended by a mistake of the program: {own.splitlines()[-1]}. The log says where."
+        return "failed", f"It ended by a mistake of the program: {own.splitlines()[-1]}. The log says where."
     signal = re.search(r"died with <Signals\.(\w+)", text)
     if signal:
-        return KILLED if signal[1] == "SIGKILL" else f"The training process was ended by {signal[1]}."
-    return VANISHED
+        return "killed", KILLED if signal[1] == "SIGKILL" else f"The training process was ended by {signal[1]}."
+    return "killed", VANISHED
 
 
 def last_log(log: Path, start: int = 0) -> str:

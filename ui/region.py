@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import gradio as gr
@@ -19,12 +20,10 @@ PAINT, OPACITY = (79, 70, 229), 160
 def editor(name: str, size: tuple[int, int], mask: str | None) -> gr.ImageEditor:
     """The editor of the region of adapter `name` in pictures of `size`, to be seen if there is a mask."""
     canvas = fitted(size, CANVAS)
-    colour = f"rgba{(*PAINT, OPACITY / 255)}"
     return gr.ImageEditor(
         painted(size, mask, None), label=f"Region of {name}: paint where it acts", type="pil", format="png",
         sources=(), transforms=(), layers=False, canvas_size=canvas, fixed_canvas=True, interactive=True, buttons=[],
-        brush=gr.Brush(default_size=48, colors=[colour], default_color=colour, color_mode="fixed"),
-        eraser=gr.Eraser(default_size=48), height=canvas[1] + 60,
+        **tools(), height=canvas[1] + 60,
         visible=mask is not None, elem_classes="region",
     )  # fmt: skip
 
@@ -38,21 +37,35 @@ def painted(size: tuple[int, int], mask: str | None, picture: str | None) -> dic
             ground = image.convert("RGB").resize(canvas, Image.Resampling.NEAREST)
     layers = []
     if mask:
-        layers.append(Image.new("RGBA", canvas, (*PAINT, 0)))
-        layers[0].putalpha(decode_image(mask, "mask").convert("L").resize(canvas).point(lambda v: v * OPACITY // 255))
+        layers.append(layer_of(decode_image(mask, "mask"), canvas))
     return {"background": ground, "layers": layers, "composite": None}
+
+
+def tools() -> dict[str, Any]:
+    """The brush and the eraser of an editor."""
+    colour = f"rgba{(*PAINT, OPACITY / 255)}"
+    brush = gr.Brush(default_size=48, colors=[colour], default_color=colour, color_mode="fixed")
+    return {"brush": brush, "eraser": gr.Eraser(default_size=48)}
+
+
+def layer_of(mask: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+    """What is painted where a mask is white."""
+    layer = Image.new("RGBA", canvas, (*PAINT, 0))
+    layer.putalpha(mask.convert("L").resize(canvas).point(lambda v: v * OPACITY // 255))
+    return layer
+
+
+def strokes(value: dict[str, Any] | None) -> Image.Image | None:
+    """What is painted in an editor's value, in grey; None if nothing is."""
+    layers = [layer.getchannel("A") for layer in (value or {}).get("layers") or [] if layer.mode == "RGBA"]
+    painted = functools.reduce(ImageChops.lighter, layers) if layers else None
+    return painted.point(lambda v: min(255, v * 255 // OPACITY)) if painted and painted.getbbox() else None
 
 
 def mask_of(value: dict[str, Any] | None) -> str | None:
     """What is painted in an editor's value, as a mask in a data URI; None if nothing is."""
-    layers = [layer.getchannel("A") for layer in (value or {}).get("layers") or [] if layer.mode == "RGBA"]
-    if not layers:
-        return None
-    mask = layers[0]
-    for layer in layers[1:]:
-        mask = ImageChops.lighter(mask, layer)
-    mask = mask.resize(fitted(mask.size, MASK)).point(lambda v: min(255, v * 255 // OPACITY))
-    return encode_image(mask) if mask.getbbox() else None
+    mask = strokes(value)
+    return None if mask is None else encode_image(mask.resize(fitted(mask.size, MASK)))
 
 
 def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:

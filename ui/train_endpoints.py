@@ -1,0 +1,90 @@
+"""What programs may ask for of trainings: /train, /runs, /run, /stop, /resume, /delete_run, /training_options."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from train import records
+from ui.choices import BASE_FLAG, FAMILY, Choices
+from ui.common import App
+from ui.progress import scores
+from ui.runs import Run, Runs
+
+
+def build(app: App, runs: Runs, choices: Choices) -> None:
+    """Add the endpoints to the open page."""
+
+    def told(run: Run) -> dict[str, Any]:
+        now = asdict(run.outcome())
+        now["said"] = app.library.plain(ValueError(now["said"]))
+        return {"name": run.name, **now, "place": runs.place(run), "pictures": len(run.pictures.list())}
+
+    def list_runs() -> list[dict]:  # type: ignore[type-arg]  # gradio reads the hint
+        """The runs, the newest first: name, state, step, total, loss, left (h:mm:ss), said (why it ended), place in
+        the queue, and number of pictures. `state` is draft, queued, starting, training, finishing, stopping, stopped,
+        done, failed or killed."""
+        with app.toasts():
+            return [told(run) for run in runs.list()]
+
+    def one_run(name: str) -> dict[str, Any]:
+        """A run as in /runs, with its `settings`, the `records` of its steps and the `scores` of its looks."""
+        with app.toasts():
+            run = runs.find(name)
+            settings = choices.read(run.settings) if run.settings.is_file() else {}
+            more = {"settings": settings, "records": records.read(run.folder), "scores": scores(run.folder)}
+            return {**told(run), **more}
+
+    def train(name: str, files: list[str] | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Begin a run called `name` on pictures, with NAME.txt for the caption and NAME.mask.png for the mask of
+        NAME.png; the answer is the run as in /runs, and `refused`: file name -> reason. `settings`: option of the
+        trainer -> value, over those of /training_options."""
+        with app.toasts():
+            given = settings or {}
+            base = str(given.get(BASE_FLAG) or app.studio.first)
+            values = {**choices.start(base, str(given.get(FAMILY) or "lora")), **given}
+            choices.toml(values, runs.folder / "none", runs.folder / "none")  # before anything is made
+            run = runs.create(name)
+            refused = run.pictures.add(Path(file) for file in files or [])
+            plain = {name: app.library.plain(ValueError(why)) for name, why in refused.items()}
+            try:
+                runs.start(run.name, choices.toml(values, run.pictures.path, run.folder))
+            except ValueError:
+                runs.remove(run.name)
+                raise
+            return {**told(run), "refused": plain}
+
+    def stop(name: str, now: bool = False) -> dict[str, Any]:
+        """Finish the step, save and end; with `now`, end without saving. A run that waits leaves the queue."""
+        with app.toasts():
+            return told(runs.stop(name, now))
+
+    def resume(name: str, steps: int | None = None) -> dict[str, Any]:
+        """Go on from the last checkpoint of a run, up to its number of steps or to `steps`."""
+        with app.toasts():
+            return told(runs.resume(name, steps))
+
+    def delete_run(name: str) -> None:
+        """Delete a run with its pictures and everything that it made."""
+        with app.toasts():
+            runs.remove(name)
+
+    def training_options(base: str = "", adapter: str = "lora", preset: str = "") -> dict[str, Any]:
+        """The options of the trainer that may be set, with the values that a run begins with."""
+        with app.toasts():
+            return choices.start(base or app.studio.first, adapter, preset)
+
+    settings = gr.JSON(label="Option of the trainer -> value", visible=False)
+    name, files = (
+        gr.Textbox(label="Name", visible=False),
+        gr.File(label="Pictures", file_count="multiple", visible=False),
+    )
+    answer = gr.JSON(label="The run", visible=False)
+    gr.Button(visible=False).click(train, [name, files, settings], answer, api_name="train", concurrency_limit=1)
+    gr.api(list_runs, api_name="runs")
+    gr.api(one_run, api_name="run")
+    for endpoint in (stop, resume, delete_run, training_options):
+        gr.api(endpoint)

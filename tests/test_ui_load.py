@@ -47,7 +47,9 @@ def test_fifty_clients(app_url: str) -> None:
         waited[number] = time.perf_counter() - start
         return made
 
-    clients = [Client(app_url, verbose=False, analytics_enabled=False) for _ in range(CLIENTS)]
+    clients = [
+        Client(app_url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 600}) for _ in range(CLIENTS)
+    ]
     start = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
         together = list(pool.map(one, range(CLIENTS), clients))

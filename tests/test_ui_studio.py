@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 pytest.importorskip("gradio")
 
+from diffusion_adapters import add_adapter, save_adapter
+from diffusion_adapters.cli.common import POCKET
 from tests.browser import GALLERY
+from tests.hosts import stir
 from tests.tiny import save_pipeline
 from ui.bases import Base
 from ui.library import Library
@@ -125,3 +129,19 @@ def test_users_may_name_bases_unless_the_app_is_open_to_others(studio: Studio, t
     with pytest.raises(ValueError, match="takes no others"):
         studio.add_base(str(twin))
     studio.open_to_bases = True
+
+
+def test_a_hybrid_has_a_dial_for_each_domain(studio: Studio, tmp_path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(POCKET)
+    own = add_adapter(pipe, "duo", "hybrid").of("duo").values()
+    stir([value for adapter in own for value in adapter.parameters()], seed=1, strength=0.3)
+    save_adapter(pipe, "duo", tmp_path / "duo.safetensors")
+    hybrid = Studio([Base.of(None)], Library([tmp_path]))
+    (entry,) = hybrid.library.scan(hybrid.base())
+    assert entry.domains == ("first", "second")
+    base, whole = draw(hybrid), draw(hybrid, {"duo": 1.0})
+    one, other = (draw(hybrid, {"duo": {"domains": {domain: 0.0}}}) for domain in entry.domains)
+    assert len({picture.tobytes() for picture in (base, whole, one, other)}) == 4
+    np.testing.assert_array_equal(draw(hybrid, {"duo": {"domains": dict.fromkeys(entry.domains, 0.0)}}), base)
+    with pytest.raises(ValueError, match="third"):
+        draw(hybrid, {"duo": {"domains": {"third": 0.0}}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,7 +15,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from diffusion_adapters import AdapterReport, inspect_adapter
+from diffusion_adapters import FAMILIES, AdapterReport, inspect_adapter
+from diffusion_adapters.file import FORMAT
 from diffusion_adapters.safe import read_metadata
 
 ERRORS = (ValueError, TypeError, KeyError, RuntimeError, OSError)
@@ -62,8 +64,12 @@ class Entry:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of a hybrid."""
-        return tuple(getattr(self.report, "domains", None) or ())
+        """The domains of a hybrid, each of which has a dial."""
+        ours = self.report is not None and self.report.dialect == FORMAT
+        for family in self.report.families if self.report and ours else ():
+            with contextlib.suppress(ValueError, TypeError):  # the options are of another of its families
+                return FAMILIES[family].Config.from_mapping(self.report.options).domains
+        return ()
 
     @property
     def step(self) -> int | None:

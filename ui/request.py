@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,8 +105,6 @@ class Dial(PageOptions):
         parts: dict[str, Any] = {name: value for name, value in given.items() if value}
         if self.mask:
             parts["mask"] = decode_image(self.mask, "mask")
-        if "domains" in parts and "domains" not in {field.name for field in dataclasses.fields(AdapterWeight)}:
-            raise ValueError("domains are for hybrid adapters, which this version does not have")
         return AdapterWeight(self.weight * factor, start=self.start, end=self.end, **parts)
 
 

@@ -42,7 +42,8 @@ class Memory:
         gr.on(kept, self.keep, [again, self.saved, *asked], self.saved, trigger_mode="always_last", **QUIET)
         fields["base"].input(self.rebase, [fields["base"], again], self.restored, **SOON)
         drop.upload(self.dropped, [drop, again], [*self.restored, drop], **SOON)
-        self.app.recipe.change(self.handed, [self.app.recipe, again], self.restored, **SOON)
+        handed = [*self.restored, self.app.recipe]
+        self.app.recipe.change(self.handed, [self.app.recipe, again], handed, **SOON)
         reuse = self.controls.reuse.click
         reuse(self.reuse, [self.view.shots, self.view.chosen], [fields["seed"], self.controls.lock], **QUIET)
 
@@ -121,7 +122,7 @@ class Memory:
         if values is None:
             return {self.cards.again: again}
         with self.app.toasts():
-            return self.take(Recipe.from_dict(values), again)
+            return self.take(Recipe.from_dict(values), again) | {self.app.recipe: None}  # the same may come again
 
     def rebase(self, name: str, again: int) -> dict[Any, Any]:
         """Another base was chosen or typed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import torch
 from tests.browser import app_url, browser, library_folder, open_page  # noqa: F401  # fixtures
 
 torch.set_num_threads(1)  # several threads spin at barriers on a shared machine: slower, not faster
-pytest.register_assert_rewrite("tests.conformance")
+pytest.register_assert_rewrite(
+    "tests.command_line", "tests.conformance", "tests.exported", "tests.files", "tests.probes"
+)
 
 _LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "")
 
@@ -53,6 +55,32 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     from tests.pipelines import save
 
     return functools.cache(lambda name: save(name, tmp_path_factory.mktemp("stock") / name))
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before, nothing left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def same_backend_afterwards() -> Iterator[None]:
+    """`set_attention_backend` is for the whole process: other tests compare bitwise with fresh ones."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
+        yield
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    """A tiny transformer without adapters."""
+    from tests.hosts import HOST, build
+
+    return build(HOST)
 
 
 @pytest.fixture(autouse=True)

@@ -12,18 +12,25 @@ from tempfile import mkdtemp
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from diffusion_adapters import FAMILIES, AdapterSet, add_adapter, set_adapters
-from tests.denoisers import build, run
+from tests.denoisers import ZOO, build, run
 from tests.tiny import save_pipeline
 
 HOSTS = ("unet_sd15", "sd3", "flux")
 """One U-Net, one transformer of joint attention, one of packed tokens."""
+HOST = "flux"
+"""That of tests which need one of them."""
 TOLERANCE = 1e-4
 """Of the effect of the adapters, in fp32: the same sums in another order."""
+READS_NO_WEIGHT = [family for family in FAMILIES if not FAMILIES[family].reads_weight]
+LEFT = np.zeros((8, 8), dtype=np.float32)
+LEFT[:, :4] = 1
+"""A mask."""
 
 
 def small(family: str) -> dict[str, Any]:
@@ -106,5 +113,48 @@ def sample(pipe: Any, steps: int = 2, **settings: Any) -> Tensor:
     return pipe("a red cat", **settings).images
 
 
-__all__ = ["HOSTS", "TOLERANCE", "adapt", "build", "distance", "inputs_in", "merge", "pipeline", "pipeline_folder"]
-__all__ += ["run", "sample", "small", "stir"]
+def call(model: Any, host: str, **changes: Any) -> Tensor:
+    """The output of a host for its usual input, the batch in front."""
+    torch.manual_seed(1)
+    inputs = ZOO[host].inputs(model)
+    with torch.no_grad():
+        return model(**{**inputs, **changes}).sample
+
+
+def two(host: str, **options: Any) -> Any:
+    """A host with two stirred LoRA adapters, a and b."""
+    model = build(host)
+    for seed, name in enumerate("ab"):
+        own = add_adapter(model, name, "lora", rank=2, **options)
+        stir((v for adapter in own.of(name).values() for v in adapter.parameters()), seed=seed)
+    return model
+
+
+def gradients_of(model: Any, host: str, adapter_set: nn.Module) -> list[Tensor]:
+    """Gradients of every number of the adapters, of a loss of the output."""
+    adapter_set.zero_grad()
+    run(model, host, grad=True).square().mean().backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in adapter_set.parameters()]
+
+
+def one_and_two(model: Any) -> AdapterSet:
+    """Adapters `one` and `two` with an effect."""
+    add_adapter(model, "one", rank=2)
+    adapter_set = add_adapter(model, "two", rank=1)
+    stir(adapter_set.parameters())
+    return adapter_set
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same_bits(model: nn.Module, before: dict[str, Tensor]) -> bool:
+    return all(
+        torch.equal(value.view(torch.uint8), before[key].view(torch.uint8)) for key, value in bits(model).items()
+    )
+
+
+__all__ = ["HOST", "HOSTS", "LEFT", "READS_NO_WEIGHT", "TOLERANCE", "adapt", "bits", "build", "call", "distance"]
+__all__ += ["gradients_of", "inputs_in", "merge", "one_and_two", "pipeline", "pipeline_folder", "run", "same_bits"]
+__all__ += ["sample", "small", "stir", "two"]

@@ -156,6 +156,11 @@ def test_files_stay_small(path: Path) -> None:
     assert lines <= (120 if path in FAMILY_FILES else 220)
 
 
+def test_files_of_tests_stay_small() -> None:
+    sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: lines for name, lines in sizes.items() if lines > 300} == {}
+
+
 WATCH = """
 import sys, json
 before = set(sys.modules)

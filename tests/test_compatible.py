@@ -21,13 +21,12 @@ from diffusion_adapters import (
     get_active_adapters,
     set_adapters,
 )
-from tests.hosts import HOSTS, TOLERANCE, adapt, build, distance, merge, pipeline, run, sample
-from tests.test_host import same_backend_afterwards  # noqa: F401
+from tests.hosts import HOSTS, READS_NO_WEIGHT, TOLERANCE, adapt, build, distance, merge, pipeline, run, sample
 from train.benchmarks import models
 
 ROOT = Path(__file__).resolve().parents[1]
 
-READS_NO_WEIGHT = [family for family in FAMILIES if not FAMILIES[family].reads_weight]
+pytestmark = pytest.mark.usefixtures("same_backend_afterwards")
 
 
 def nf4(linear: Any) -> nn.Module:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_adapters.adapter import FAMILIES, AdapterConfig
-from tests.conformance import CHECKS, Overrides, cases
+from tests.conformance import CHECKS
+from tests.probes import Overrides, cases
 
 ROOT = Path(__file__).parents[1]
 CASES = list(cases())

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_adapters.adapter import FAMILIES
-from tests import conformance
-from tests.conformance import CHECKS, OUT, Family, check_numbers, declared_count, make, projection
+from tests import conformance, probes
+from tests.conformance import CHECKS, check_numbers
+from tests.probes import OUT, Family, declared_count, make, projection
 
 Good: Any = FAMILIES["lora"]
 Transform: Any = FAMILIES["transformed_lora"]
@@ -193,11 +194,11 @@ def test_every_check_fails_on_some_mutant() -> None:
 
 
 def test_plan_that_forgets_an_adapter_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Forgets(conformance.Plan):
+    class Forgets(probes.Plan):
         def __init__(self, members: list[Any], blend: Any) -> None:
             super().__init__(members[:1], blend)
 
-    monkeypatch.setattr(conformance, "Plan", Forgets)
+    monkeypatch.setattr(probes, "Plan", Forgets)
     with pytest.raises(AssertionError):
         conformance.check_two_at_once(Good, OPTIONS)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_adapters import FAMILIES
-from tests.conformance import stir
+from tests.probes import stir
 
 
 def made(family: str, weight: Tensor, **options: Any) -> Any:

@@ -1,47 +1,14 @@
-"""Where pictures, captions and masks may come from, what is said of them, and every mistake in them."""
+"""Where captions, repeats and sizes may come from, what is said of them, and every mistake in them."""
 
 from __future__ import annotations
 
-import json
-import sys
-
-import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import DataOptions, check_data, read_folder, with_trigger
+from tests.folders import message, prompts, read, save, write_rows
+from train.data import check_data, with_trigger
 from train.dreambooth import DreamBoothOptions
 from train.images import View, open_picture
-
-RED, GREEN = (220, 30, 30), (30, 200, 30)
-
-
-def save(path, size=(16, 16), colour=RED, **settings):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **settings)
-    return path
-
-
-def write_rows(folder, *rows):
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def read(folder, side=16, **options):
-    options = {"instance_data_dir": folder, "instance_prompt": "a photo of sks cat"} | options
-    return read_folder(DataOptions(**options), side, 0)
-
-
-def prompts(found):
-    return {example.name: example.prompt for example in found.examples}
-
-
-def message(folder, **options):
-    """The one line that is said, by options alone or with the files that they name."""
-    with pytest.raises((ValueError, OSError)) as caught:
-        read(folder, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_metadata_lists_pictures_captions_and_masks(tmp_path):
@@ -119,74 +86,6 @@ def test_captions_that_are_no_text_refuse_their_picture(tmp_path):
     assert read(tmp_path).refused == {"a.png": "its caption a.txt is not UTF-8 text"}
 
 
-def half_mask(size=(16, 16)):
-    image = Image.new("L", size, 0)
-    image.paste(255, (0, 0, size[0] // 2, size[1]))
-    return image
-
-
-def test_masks_are_found_beside_in_a_folder_and_in_the_alpha_channel(tmp_path):
-    pictures = tmp_path / "pictures"
-    for name in "abc":
-        save(pictures / f"{name}.png")
-    half_mask().save(pictures / "a.mask.png")
-    clear = Image.new("RGBA", (16, 16), (*RED, 255))
-    clear.putalpha(half_mask())
-    clear.save(pictures / "b.png")
-    found = read(pictures, masked_loss=True)
-    assert {example.name: len(example.masks) for example in found.examples} == {"a.png": 1, "b.png": 1, "c.png": 0}
-    for example in found.examples[:2]:
-        assert np.array_equal(np.asarray(example.masks[0]), np.asarray(half_mask()))
-    assert "  2 masks, 1 picture without one" in list(found.report())
-    ignored = read(pictures)
-    assert not any(example.masks for example in ignored.examples)
-    assert ignored.refused == {"a.mask.png": "the mask of a.png, which --masked_loss would use"}
-
-    masks = tmp_path / "masks"
-    masks.mkdir()
-    half_mask().convert("RGB").save(masks / "c.jpg", quality=100)
-    half_mask().save(masks / "d.png")
-    found = read(pictures, masked_loss=True, mask_data_dir=masks)
-    assert [len(example.masks) for example in found.examples] == [1, 1, 1]
-    assert found.refused["masks/d.png"] == "a mask of no picture"
-
-
-def test_a_mask_is_cut_as_its_picture_is(tmp_path):
-    image = Image.new("RGB", (64, 32), RED)
-    image.paste(GREEN, (10, 0, 30, 20))
-    image.save(tmp_path / "a.png")
-    mask = Image.new("L", (64, 32), 0)
-    mask.paste(255, (10, 0, 30, 20))
-    mask.save(tmp_path / "a.mask.png")
-    (example,) = read(tmp_path, masked_loss=True, random_flip=True, cache_variants=6).examples
-    assert len(example.images) == len(example.masks) > 4
-    for picture, own in zip(example.images, example.masks, strict=True):
-        green = np.asarray(picture, float)[..., 1]
-        expected = ((green - 30) / 170).clip(0, 1) * 255
-        assert np.abs(np.asarray(own, float) - expected).mean() < 6  # they are resized by different filters
-
-
-def test_masks_that_do_not_fit_stop_the_run(tmp_path):
-    save(tmp_path / "a.png")
-    save(tmp_path / "b.png")
-    half_mask((8, 16)).save(tmp_path / "a.mask.png")
-    place = f"{tmp_path}/a.mask.png of a.png"
-    said = message(tmp_path, masked_loss=True)
-    assert said == f"{place} has 8 x 16 pixels, the picture 16 x 16; make them equal"
-    Image.new("L", (16, 16), 0).save(tmp_path / "a.mask.png")
-    said = message(tmp_path, masked_loss=True)
-    assert said == f"{place} is black everywhere, so that nothing would be trained; leave out mask or picture"
-    (tmp_path / "a.mask.png").write_bytes(b"no picture")
-    assert message(tmp_path, masked_loss=True) == f"{place}: not an image that Pillow can read"
-    (tmp_path / "a.mask.png").unlink()
-    said = f"--masked_loss: no picture of --instance_data_dir {tmp_path} has a mask; add NAME.mask.png beside"
-    assert message(tmp_path, masked_loss=True).startswith(said)
-    masks = {"masked_loss": True, "mask_data_dir": tmp_path / "masks"}
-    assert message(tmp_path, **masks) == f"--mask_data_dir {tmp_path}/masks: no such folder"
-    (tmp_path / "masks").mkdir()
-    assert message(tmp_path, **masks).startswith(f"--mask_data_dir {tmp_path}/masks: no mask is named as a picture of")
-
-
 def test_options_without_effect_are_refused(tmp_path):
     save(tmp_path / "a.png")
     for options, said in {
@@ -241,71 +140,6 @@ def test_sizes_are_those_of_the_file_upright_even_if_it_is_decoded_smaller(tmp_p
     assert picture.image.height < 1000
     (example,) = read(tmp_path).examples
     assert example.micro[0][:2] == (4000, 2000)
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    library = pytest.importorskip("datasets")
-    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    return library
-
-
-def rows_of(datasets, tmp_path, **columns):
-    paths = [str(save(tmp_path / f"{i}.png", colour=(50 * i, 0, 0))) for i in range(3)]
-    rows = datasets.Dataset.from_dict({"image": paths, "text": ["none", "one", None], **columns})
-    return rows.cast_column("image", datasets.Image())
-
-
-def test_data_sets_on_disk(datasets, tmp_path):
-    rows = rows_of(datasets, tmp_path, other=["x", "y", "z"])
-    rows.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
-    (tmp_path / "parquet").mkdir()
-    rows.to_parquet(tmp_path / "parquet" / "train.parquet")
-    for i in range(3):
-        save(tmp_path / "images" / f"{i}.png", colour=(50 * i, 0, 0))
-    write_rows(tmp_path / "images", *[{"file_name": f"{i}.png", "text": t} for i, t in enumerate(("none", "one", ""))])
-    for name in ("saved", "splits", "parquet", "images"):
-        found = read(None, dataset_name=str(tmp_path / name))
-        assert [example.prompt for example in found.examples] == ["none", "one", "a photo of sks cat"], name
-        assert [example.images[0].getpixel((8, 8))[0] for example in found.examples] == [0, 50, 100]
-    found = read(None, dataset_name=str(tmp_path / "saved"), caption_column="other")
-    assert [example.prompt for example in found.examples] == ["x", "y", "z"]
-    named = {"dataset_name": str(tmp_path / "parquet"), "dataset_config_name": "default"}
-    assert len(read(None, **named).examples) == 3
-    assert "cannot be loaded: " in message(None, **named | {"dataset_config_name": "other"})
-    rows.rename_column("image", "photo").save_to_disk(tmp_path / "renamed")
-    assert len(read(None, dataset_name=str(tmp_path / "renamed"), image_column="photo").examples) == 3
-
-
-def test_masks_and_bad_cells_of_a_data_set(datasets, tmp_path):
-    rows = rows_of(datasets, tmp_path)
-    half_mask().save(tmp_path / "m.png")
-    rows = rows.add_column("mask", [str(tmp_path / "m.png")] * 3).cast_column("mask", datasets.Image())
-    rows.save_to_disk(tmp_path / "saved")
-    found = read(None, dataset_name=str(tmp_path / "saved"), masked_loss=True)
-    assert [len(example.masks) for example in found.examples] == [1, 1, 1]
-    broken = {"image": [{"bytes": b"no picture", "path": None}, None]}
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict(broken, features=features).save_to_disk(tmp_path / "broken")
-    said = message(None, dataset_name=str(tmp_path / "broken"))
-    assert "no picture can be read (row 0: not an image that Pillow can read; row 1: the row has no picture)" in said
-
-
-def test_mistakes_in_the_name_of_a_data_set(datasets, tmp_path, monkeypatch):
-    rows_of(datasets, tmp_path, number=[1, 2, 3]).save_to_disk(tmp_path / "saved")
-    name, flag = str(tmp_path / "saved"), f"--dataset_name {tmp_path}/saved"
-    said = f"--image_column picture: {flag} has no such column; it has image, text, number"
-    assert message(None, dataset_name=name, image_column="picture") == said
-    said = f"--caption_column prompt: {flag} has no such column; it has image, text, number"
-    assert message(None, dataset_name=name, caption_column="prompt") == said
-    assert message(None, dataset_name=name, image_column="number").startswith(f"{flag}: column number holds no pict")
-    assert message(None, dataset_name=str(tmp_path / "0.png")).endswith(
-        "0.png is a file; give the folder of a data set"
-    )
-    assert "cannot be loaded: " in message(None, dataset_name=str(tmp_path / "absent"))
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    assert message(None, dataset_name=name) == f"{flag} needs the package datasets: pip install datasets"
 
 
 def test_prior_options_are_checked_before_anything_is_read(tmp_path):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_adapters.families.transformed_lora import TransformedLoRA, TransformedLoRAConfig, modes, start_bonds
-from tests.conformance import plan_of
+from tests.probes import plan_of
 
 
 @pytest.fixture

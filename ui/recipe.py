@@ -71,25 +71,30 @@ class Recipe:
     def read(cls, path: str | Path) -> Self:
         """The recipe in a PNG. Nothing of the picture is decoded. Raises ValueError, TypeError with what is wrong."""
         path = Path(path)
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path.name} has more than {MAX_BYTES // 2**20} MiB")
-        try:
-            with Image.open(path, formats=("PNG",)) as image:
-                assert isinstance(image, PngImagePlugin.PngImageFile)
-                too_large = max(image.size) > LARGEST
-                text = image.info.get(KEY) or ("" if too_large else image.text.get(KEY, ""))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path.name} is no PNG that can be read: {error}") from None
-        if not text:
-            raise ValueError(f"{path.name} has no recipe: it was not made here, or another program saved it anew")
-        try:
-            values = json.loads(text, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path.name}: its recipe is damaged: {error}") from None
+        values = read_text(path, KEY)
         try:
             return cls.from_dict(values)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{path.name}: {error}") from None
+
+
+def read_text(path: Path, key: str) -> Any:
+    """The JSON in the text chunk `key` of a PNG, whose picture is not decoded. Raises ValueError with what is wrong."""
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_BYTES // 2**20} MiB")
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            assert isinstance(image, PngImagePlugin.PngImageFile)
+            too_large = max(image.size) > LARGEST
+            text = image.info.get(key) or ("" if too_large else image.text.get(key, ""))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path.name} is no PNG that can be read: {error}") from None
+    if not text:
+        raise ValueError(f"{path.name} has no recipe: it was not made here, or another program saved it anew")
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: its recipe is damaged: {error}") from None
 
 
 def _refuse(name: str) -> None:

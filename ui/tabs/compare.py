@@ -1,0 +1,182 @@
+"""Compare: grids over any two settings, and the blend map of two adapters; what is chosen there can be taken over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ui.axes import Axis
+from ui.common import GPU, QUIET, SOON, App
+from ui.grid import Plan
+from ui.history import Session, store
+from ui.plans import Plans
+from ui.recipe import KEY
+from ui.request import Request
+from ui.scores import Judge, pictures_of
+from ui.sheet import JS, Result
+from ui.studio import StoppedError
+
+HINT = "Choose a picture to see it large; choose another to slide from the one to the other."
+TAKEN = "Create has this mix now."
+
+
+class Compare:
+    """The tab's parts and what happens to them."""
+
+    def __init__(self, app: App) -> None:
+        self.app, self.studio = app, app.studio
+        self.session, self.result, self.chosen = gr.State(Session()), gr.State(None), gr.State([])
+        with gr.Row(elem_classes="studio"):
+            with gr.Column(min_width=0, elem_classes="ask"):
+                self.plans = Plans(app)
+                with gr.Row():
+                    self.go = gr.Button("Draw the grid", variant="primary", scale=2, min_width=120)
+                    self.halt = gr.Button("Stop", scale=1, min_width=80)
+            with gr.Column(min_width=0, elem_classes="results"):
+                self.status = gr.Markdown("", elem_classes="status", elem_id="compare-status")
+                self.table = gr.HTML("", js_on_load=JS, elem_id="sheet", label="Grid of pictures")
+                large = {"height": 380, "format": "png", "type": "filepath", "interactive": False, "visible": False}
+                self.slider = gr.ImageSlider(
+                    label="Drag: chosen before | chosen now",
+                    max_height=380,
+                    elem_classes="large",
+                    **large,
+                )
+                self.single = gr.Image(label="Chosen picture", elem_classes="large", **large)
+                self.facts = gr.Markdown(HINT)
+                with gr.Row():
+                    self.take = gr.Button("Open in Create", interactive=False, min_width=120)
+                    self.save = gr.DownloadButton("Download the grid", interactive=False, min_width=120)
+        self.wire()
+
+    def wire(self) -> None:
+        """What happens when."""
+        given = [self.session, *self.plans.inputs]
+        outputs = [self.table, self.status, self.result, self.save, self.slider, self.single, self.facts, self.chosen]
+        outputs.append(self.take)
+        pressed = self.go.click(
+            self.make,
+            given,
+            outputs,
+            trigger_mode="once",
+            show_progress_on=self.status,
+            api_visibility="private",
+            **GPU,
+        )
+        self.halt.click(_halt, self.session, self.status, cancels=[pressed], **QUIET)
+        shown = [self.slider, self.single, self.facts, self.chosen, self.take, self.app.recipe]
+        self.table.click(self.choose, [self.result, self.chosen], shown, **SOON)
+        self.take.click(self.open, [self.result, self.chosen], [self.app.recipe, self.app.tabs], **SOON)
+        self.endpoints()
+
+    def make(
+        self, session: Session, *values: Any, progress: gr.Progress = gr.Progress()  # noqa: B008
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+        """The table after each picture; the sheet at the end."""
+        check = session.request.take()
+        with self.app.toasts():
+            plan, subject = self.plans.read(values)
+            clear = [gr.update(value=None, visible=False)] * 2 + [HINT, [], gr.update(interactive=False)]
+            end, result = "Done.", None
+            try:
+                for result in self.draw(plan, subject, check, progress):
+                    count = f"{len(result.pictures)} of {len(result.cells)} pictures"
+                    yield result.table(), count, result, gr.update(value=None, interactive=False), *clear
+                    clear = [gr.skip()] * 5
+            except StoppedError:
+                end = "Stopped."
+            if result is None:
+                return
+            file = store(result.sheet(), self.single.GRADIO_CACHE)
+            told = f"{end} {len(result.pictures)} of {len(result.cells)} pictures."
+            yield result.table(), told, result, gr.update(value=file, interactive=True), *clear
+
+    def draw(self, plan: Plan, subject: list[Path], check: Any, progress: Any) -> Iterator[Result]:
+        """The result as it grows: before the first picture, and after each."""
+        base = self.studio.base(plan.request.base)
+        result = Result(plan, plan.cells(self.app.library, base))
+        judge = Judge(subject, base) if subject else None
+        yield result
+        for index, cell in enumerate(result.cells):
+
+            def on_step(done: int, total: int, before: int = index) -> None:
+                check()
+                progress((before * total + done, len(result.cells) * total), unit="steps")
+
+            ((_, picture),) = self.studio.make(cell.request, cell.mix, on_step=on_step)
+            result.pictures[index] = picture
+            if judge is not None:
+                result.scores[index] = judge.score(picture, cell.request.prompt)
+            yield result
+
+    def choose(self, result: Result | None, chosen: list[int], event: gr.EventData) -> tuple[Any, ...]:
+        """Show a picture large; beside the one chosen before, if there is one. On a blend map take its mix as well."""
+        index = getattr(event, "cell", None)
+        if result is None or not isinstance(index, int) or index not in result.pictures:
+            return (gr.skip(),) * 6
+        before, now = chosen[-1:], result.pictures[index]
+        files = [store(result.pictures[number], self.single.GRADIO_CACHE) for number in (*before, index)]
+        pair = len(files) == 2 and before != [index]
+        views = gr.update(value=files if pair else None, visible=pair), gr.update(value=files[-1], visible=not pair)
+        facts = result.cells[index].label
+        if pair:
+            facts = f"{result.cells[before[0]].label} | {facts}"
+        taken = json.loads(now.info[KEY]) if result.plan.blend else gr.skip()
+        if result.plan.blend:
+            facts = f"{facts}. {TAKEN}"
+        return *views, facts, [index], gr.update(interactive=True), taken
+
+    def open(self, result: Result, chosen: list[int]) -> tuple[Any, Any]:
+        """Hand the chosen picture's recipe to the Create tab, and open it."""
+        return json.loads(result.pictures[chosen[-1]].info[KEY]), self.app.go("Create")
+
+    def endpoints(self) -> None:
+        """/grid and /blend_map for programs."""
+
+        def drawn(plan: Plan, subject: str) -> tuple[str, list[dict[str, Any]]]:
+            files = pictures_of(subject, self.app.library) if subject else []
+            *_, result = self.draw(plan, files, lambda: None, lambda *_, **__: None)
+            cells = [json.loads(result.pictures[i].info[KEY]) for i in range(len(result.cells))]
+            told = [{"label": c.label, "scores": result.scores.get(i, {})} for i, c in enumerate(result.cells)]
+            rows = [{**one, "recipe": recipe} for one, recipe in zip(told, cells, strict=True)]
+            return store(result.sheet(), self.single.GRADIO_CACHE), rows
+
+        def grid(
+            x: dict[str, Any], y: dict[str, Any] | None, request: dict[str, Any] | None, adapters: list[str] | None,
+            weight: float, subject: str,
+        ) -> tuple[str, list[dict[str, Any]]]:  # fmt: skip
+            """Draw a grid: the sheet, a PNG with its recipe, and label, scores and recipe of each cell. An axis is
+            {kind, values, of}; `request` has fields of /generate; `adapters` are in every cell, times `weight`."""
+            with self.app.toasts():
+                axes = Axis.read(x), Axis.read(y) if y else None
+                return drawn(Plan(Request.from_page(request or {}), *axes, tuple(adapters or ()), weight), subject)
+
+        def blend_map(
+            first: str, second: str, alphas: str, betas: str, request: dict[str, Any] | None, subject: str
+        ) -> tuple[str, list[dict[str, Any]]]:
+            """Draw the α × β map of two adapters; `alphas`, `betas`: numbers, or '0 to 1 in 5'."""
+            with self.app.toasts():
+                plan = Plan.of_blend(Request.from_page(request or {}), first, second, alphas, betas)
+                return drawn(plan, subject)
+
+        texts = {name: gr.Textbox(label=name, visible=False) for name in ("first", "second", "alphas", "betas")}
+        x, y, asked, adapters = (gr.JSON(label=name, visible=False) for name in ("x", "y", "request", "adapters"))
+        weight, subject = gr.Number(1.0, label="weight", visible=False), gr.Textbox(label="subject", visible=False)
+        outputs = [gr.Image(label="sheet", type="filepath", format="png", visible=False), gr.JSON(visible=False)]
+        hidden = gr.Button(visible=False)
+        hidden.click(grid, [x, y, asked, adapters, weight, subject], outputs, api_name="grid", **GPU)
+        hidden.click(blend_map, [*texts.values(), asked, subject], outputs, api_name="blend_map", **GPU)
+
+
+def _halt(session: Session) -> str:
+    session.end()
+    return "Stopped."
+
+
+def build(app: App) -> None:
+    """Lay out the tab and wire it."""
+    Compare(app)

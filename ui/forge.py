@@ -25,7 +25,6 @@ class Forge:
 
     def __init__(self, app: App, base: gr.Dropdown) -> None:
         self.app, self.base = app, base
-        gr.Markdown("### Merge, export, bake")
         self.names = gr.Dropdown(
             [], multiselect=True, label="Adapters to put together", interactive=True, info="Type to search."
         )

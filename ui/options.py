@@ -17,14 +17,14 @@ def control(field: dataclasses.Field[Any], kind: type, many: bool, **changes: An
         return gr.Dropdown(list(meta["choices"]), value=field.default, **given)
     if kind is bool:
         return gr.Checkbox(bool(field.default), **given)
-    if kind in (int, float) and not many:
+    if kind in (int, float) and not many and field.default is not None:  # one without a value would be shown as 0
         bounds = meta["bounds"]
         return gr.Number(
             field.default, precision=0 if kind is int else None, minimum=bounds.get("ge"), maximum=bounds.get("le"),
             **given,
         )  # fmt: skip
     shown = "" if field.default is None else ", ".join(map(str, field.default)) if many else str(field.default)
-    return gr.Textbox(shown, **given)
+    return gr.Textbox(shown, placeholder="default", **given)
 
 
 def value_of(field: dataclasses.Field[Any], kind: type, many: bool, value: Any) -> Any:

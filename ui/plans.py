@@ -46,8 +46,8 @@ class AxisControls:
         self.kind.input(self.fit, [self.kind, plans.base], self.parts[1:], **SOON)
         self.of.input(self.steps, [self.kind, self.of, plans.base], self.names, **SOON)
 
-    def fit(self, kind: str, base: str) -> tuple[Any, ...]:
-        """Updates for a kind of axis."""
+    def fit(self, kind: str, base: str, fresh: bool = True) -> tuple[Any, ...]:
+        """Updates for a kind of axis; what is typed stays unless it is `fresh`."""
         own = self.plans.app.studio.base(base)
         library = self.plans.app.library
         runs = list(library.runs(own))
@@ -58,7 +58,7 @@ class AxisControls:
             gr.update(choices=of, value=first, visible=bool(of), label=label),
             gr.update(choices=self._values(kind, first, base), value=[], visible=kind in CHOOSERS),
             gr.update(value=FIRST.get(kind, ""), visible=bool(kind) and kind not in CHOOSERS,
-                      lines=3 if kind == "prompt" else 1),
+                      lines=3 if kind == "prompt" else 1) if fresh else gr.skip(),
         )  # fmt: skip
 
     def steps(self, kind: str, of: str | None, base: str) -> Any:
@@ -156,7 +156,8 @@ class Plans:
         return (
             gr.update(choices=names, value=kept), gr.update(choices=names, value=first),
             gr.update(choices=names, value=second), gr.update(choices=known),
-            *self.x.fit(x, base), *self.y.fit(y, base), prompt, gr.update(choices=list(self.app.studio.bases)),
+            *self.x.fit(x, base, False), *self.y.fit(y, base, False), prompt,
+            gr.update(choices=list(self.app.studio.bases)),
         )  # fmt: skip
 
     def read(self, values: Sequence[Any]) -> tuple[Plan, list[Path]]:

@@ -16,14 +16,6 @@ THUMB, LONGEST = 256, 8192
 """Pixels of a cell on the page, and of the longest side of a sheet."""
 FONTS = ("DejaVuSans.ttf", "Arial.ttf", "LiberationSans-Regular.ttf")
 INK, FAINT, PAPER = (24, 24, 27), (228, 228, 231), (255, 255, 255)
-JS = """element.addEventListener('click', (event) => {
-  const cell = event.target.closest('[data-cell]');
-  if (!cell) return;
-  element.querySelectorAll('[aria-pressed=true]').forEach((one) => one.setAttribute('aria-pressed', 'false'));
-  cell.setAttribute('aria-pressed', 'true');
-  trigger('click', {cell: Number(cell.dataset.cell)});
-});"""
-"""Tells which cell was chosen, by mouse or keyboard."""
 
 
 @dataclass
@@ -59,7 +51,7 @@ class Result:
             self._small[index] = data_uri(small_jpeg(picture.copy(), THUMB))
         scores = html.escape(told(self.scores.get(index, {})))
         image = f"<img src='{self._small[index]}' alt=''>"
-        button = f"<button type='button' data-cell='{index}' aria-pressed='false' aria-label='{label}'>{image}</button>"
+        button = f"<button type='button' data-pick='{index}' aria-pressed='false' aria-label='{label}'>{image}</button>"
         return f"<td>{button}{f'<small>{scores}</small>' if scores else ''}</td>"
 
     def sheet(self) -> Image.Image:

@@ -13,11 +13,12 @@ from ui.axes import Axis
 from ui.common import GPU, QUIET, SOON, App
 from ui.grid import Plan
 from ui.history import Session, store
+from ui.pick import JS, picked
 from ui.plans import Plans
 from ui.recipe import KEY
 from ui.request import Request
 from ui.scores import Judge, pictures_of
-from ui.sheet import JS, Result
+from ui.sheet import Result
 from ui.studio import StoppedError
 
 HINT = "Choose a picture to see it large; choose another to slide from the one to the other."
@@ -115,8 +116,9 @@ class Compare:
 
     def choose(self, result: Result | None, chosen: list[int], event: gr.EventData) -> tuple[Any, ...]:
         """Show a picture large; beside the one chosen before, if there is one. On a blend map take its mix as well."""
-        index = getattr(event, "cell", None)
-        if result is None or not isinstance(index, int) or index not in result.pictures:
+        pick = picked(event)
+        index = int(pick) if pick.isdecimal() else -1
+        if result is None or index not in result.pictures:
             return (gr.skip(),) * 6
         before, now = chosen[-1:], result.pictures[index]
         files = [store(result.pictures[number], self.single.GRADIO_CACHE) for number in (*before, index)]

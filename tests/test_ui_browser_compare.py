@@ -1,0 +1,92 @@
+"""The Compare tab in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ui.grid import Plan
+
+
+def small(page: Any, columns: str, rows: str) -> None:
+    """Few steps, and the values of both axes of a grid."""
+    page.get_by_label("Columns: values").and_(page.locator("textarea")).fill(columns)
+    page.get_by_label("Rows: values").and_(page.locator("textarea")).fill(rows)
+    steps(page)
+
+
+def steps(page: Any, count: str = "2") -> None:
+    page.get_by_label("number input for Steps").and_(page.locator(":visible")).fill(count)
+    page.keyboard.press("Tab")
+
+
+def cell(page: Any, number: int) -> Any:
+    return page.locator(f"#sheet [data-pick='{number}']")
+
+
+def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    page = open_page(tab="Compare")
+    page.get_by_label("Remove green").wait_for()
+    small(page, "0, 1", "3, 4")
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_text("Done. 4 of 4 pictures.").wait_for()
+    cell(page, 0).focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("weight 0, seed 3").wait_for()
+    cell(page, 3).click()
+    page.get_by_text("weight 0, seed 3 | weight 1, seed 4").wait_for()
+    page.get_by_text("Drag: chosen before | chosen now").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the grid").click()
+    download.value.save_as(tmp_path / "sheet.png")
+    assert Plan.read(tmp_path / "sheet.png").x.values == (0, 1)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 2 * 192
+    page.get_by_role("button", name="Open in Create").click()
+    page.get_by_label("Weight of green", exact=False).first.wait_for()
+    assert page.get_by_label("Seed", exact=True).and_(page.locator(":visible")).input_value() == "4"
+
+
+def test_stop_ends_a_grid_and_what_is_there_stays(open_page: Callable[..., Any]) -> None:
+    page = open_page(tab="Compare")
+    page.get_by_label("Remove green").wait_for()
+    small(page, "0 to 1 in 9", "0 to 8 in 9")
+    steps(page, "20")
+    page.get_by_role("button", name="Draw the grid").click()
+    cell(page, 1).wait_for()
+    page.get_by_role("button", name="Stop").and_(page.locator(":visible")).click()
+    page.get_by_text(re.compile(r"^Stopped\.")).wait_for()
+    drawn = page.locator("#sheet [data-pick]").count()
+    page.wait_for_timeout(1500)
+    assert 2 <= page.locator("#sheet [data-pick]").count() == drawn < 20
+
+
+def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) -> None:
+    page = open_page(tab="Compare", width=390, height=844)
+    page.get_by_label("Remove green").wait_for()
+    page.get_by_label("Blend map").check()
+    page.get_by_label("α: its weights, across").fill("0, 0.5")
+    page.get_by_label("β: its weights, down").fill("1, 0.25")
+    steps(page)
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_text("Done. 4 of 4 pictures.").wait_for()
+    cell(page, 3).click()
+    page.get_by_text("Create has this mix now.").wait_for()
+    page.get_by_role("tab", name="Create", exact=True).click()
+    for name, weight in (("green", "0.5"), ("red", "0.25")):
+        box = page.get_by_label(f"number input for Weight of {name}")
+        box.wait_for()
+        assert box.input_value() == weight
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_what_cannot_be_drawn_is_a_toast(open_page: Callable[..., Any]) -> None:
+    page = open_page(tab="Compare")
+    page.get_by_label("Remove green").wait_for()
+    small(page, "0, x", "1")
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_text("is no list of numbers").wait_for()

@@ -7,9 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
+api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("gradio")
+
+from tests.browser import WAIT
 from ui.grid import Plan
+
+
+def ready(page: Any) -> None:
+    """Wait until the lists are filled."""
+    page.locator(".token:visible", has_text="green").wait_for()
 
 
 def small(page: Any, columns: str, rows: str) -> None:
@@ -30,7 +40,7 @@ def cell(page: Any, number: int) -> Any:
 
 def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp_path: Path) -> None:
     page = open_page(tab="Compare")
-    page.get_by_label("Remove green").wait_for()
+    ready(page)
     small(page, "0, 1", "3, 4")
     page.get_by_role("button", name="Draw the grid").click()
     page.get_by_text("Done. 4 of 4 pictures.").wait_for()
@@ -47,13 +57,13 @@ def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 192
     page.get_by_role("button", name="Open in Create").click()
-    page.get_by_label("Weight of green", exact=False).first.wait_for()
-    assert page.get_by_label("Seed", exact=True).and_(page.locator(":visible")).input_value() == "4"
+    seed = page.get_by_label("Seed", exact=True).and_(page.locator(":visible"))
+    api.expect(seed).to_have_value("4", timeout=WAIT)
 
 
 def test_stop_ends_a_grid_and_what_is_there_stays(open_page: Callable[..., Any]) -> None:
     page = open_page(tab="Compare")
-    page.get_by_label("Remove green").wait_for()
+    ready(page)
     small(page, "0 to 1 in 9", "0 to 8 in 9")
     steps(page, "20")
     page.get_by_role("button", name="Draw the grid").click()
@@ -67,7 +77,7 @@ def test_stop_ends_a_grid_and_what_is_there_stays(open_page: Callable[..., Any])
 
 def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) -> None:
     page = open_page(tab="Compare", width=390, height=844)
-    page.get_by_label("Remove green").wait_for()
+    ready(page)
     page.get_by_label("Blend map").check()
     page.get_by_label("α: its weights, across").fill("0, 0.5")
     page.get_by_label("β: its weights, down").fill("1, 0.25")
@@ -78,15 +88,13 @@ def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) 
     page.get_by_text("Create has this mix now.").wait_for()
     page.get_by_role("tab", name="Create", exact=True).click()
     for name, weight in (("green", "0.5"), ("red", "0.25")):
-        box = page.get_by_label(f"number input for Weight of {name}")
-        box.wait_for()
-        assert box.input_value() == weight
+        api.expect(page.get_by_label(f"number input for Weight of {name}")).to_have_value(weight, timeout=WAIT)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_what_cannot_be_drawn_is_a_toast(open_page: Callable[..., Any]) -> None:
     page = open_page(tab="Compare")
-    page.get_by_label("Remove green").wait_for()
+    ready(page)
     small(page, "0, x", "1")
     page.get_by_role("button", name="Draw the grid").click()
     page.get_by_text("is no list of numbers").wait_for()

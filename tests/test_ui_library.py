@@ -29,13 +29,11 @@ from ui.home import Home, safe_name
 from ui.library import Library
 from ui.studio import Studio
 
-
 Served = tuple[Studio, Client, str]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library's own folder, with `red` and `green`."""
     folder = tmp_path_factory.mktemp("library")
     for name in ("red", "green"):
         shutil.copy(GALLERY / f"{name}.safetensors", folder)
@@ -44,17 +42,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training run outside of it, of two checkpoints and an end."""
     run = tmp_path_factory.mktemp("runs") / "cat"
-    for number, folder in enumerate((run / "checkpoint-5", run / "checkpoint-10", run)):
+    for name, folder in (("red", run / "checkpoint-5"), ("green", run / "checkpoint-10"), ("red", run)):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(GALLERY / f"{('red', 'green')[number % 2]}.safetensors", folder / "adapter.safetensors")
+        shutil.copy(GALLERY / f"{name}.safetensors", folder / "adapter.safetensors")
     return run.parent
 
 
 @pytest.fixture(scope="module")
 def served(home: Path, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The app, and a client of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
         studio = Studio([Base.of(None)], Library([elsewhere], home))
@@ -79,6 +75,10 @@ def ask(served: Served, home: Path) -> Callable[..., Any]:
     return call
 
 
+def as_file(path: str) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -88,7 +88,7 @@ HOSTILE = {
     "pickle": (".safetensors", pickle.dumps({"a": 1}, 2), "a pickle can run code"),
     "archive": (".safetensors", b"PK\3\4" + bytes(100), "a pickle can run code"),
     "bomb": (".safetensors", (2**62).to_bytes(8, "little") + b'{"a":' + bytes(64), "not a safetensors file"),
-    "truncated": (".safetensors", SOUND[: len(SOUND) // 2], "file not fully covered"),
+    "truncated": (".safetensors", SOUND[: len(SOUND) // 2], "^evil.safetensors: damaged.*file not fully covered"),
     "no adapter": (".safetensors", save({"a.weight": torch.zeros(2)}), "no adapter"),
     "other ending": (".ckpt", SOUND, "adapters are .safetensors files"),
     "twice": (".safetensors", SOUND, "already, as 'red'"),
@@ -107,18 +107,15 @@ def test_hostile_files_are_refused_with_the_librarys_words(
     assert files(home) == before
 
 
-def test_a_file_that_is_too_large_is_refused_while_it_is_sent(served: Served, home: Path) -> None:
-    before = files(home)
-    sent = {"files": ("big.safetensors", bytes(3 * 2**20))}
-    assert httpx.post(f"{served[2]}gradio_api/upload", files=sent).status_code == 413
-    assert files(home) == before
+def test_a_file_that_is_too_large_is_refused_while_it_is_sent(served: Served) -> None:
+    answer = httpx.post(f"{served[2]}gradio_api/upload", files={"files": ("big.safetensors", bytes(3 * 2**20))})
+    assert answer.status_code == 413
 
 
 def test_a_hostile_name_stays_a_name(served: Served, home: Path) -> None:
     data = SOUND.replace(b"sks", b"zwy")
     sent = {"files": ("../../../outside.safetensors", data)}
-    (path,) = httpx.post(f"{served[2]}gradio_api/upload", files=sent).json()
-    value = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    value = as_file(*httpx.post(f"{served[2]}gradio_api/upload", files=sent).json())
     for name, kept in (("../../x.safetensors", "x"), ("..\\..\\a<b>:c\u202egnp.exe", "a_b_c_gnp_exe")):
         found = served[1].predict(value, name, api_name="/upload")
         assert found["name"] == kept
@@ -132,9 +129,8 @@ def test_a_hostile_name_stays_a_name(served: Served, home: Path) -> None:
 
 
 def test_a_servers_file_cannot_be_named(served: Served) -> None:
-    value = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(Exception):  # noqa: B017, PT011  # gradio's own
-        served[1].predict(value, "x", api_name="/upload")
+        served[1].predict(as_file("/etc/passwd"), "x", api_name="/upload")
     for path in ("/etc/passwd", str(GALLERY / "red.safetensors")):
         assert httpx.get(f"{served[2]}gradio_api/file={path}").status_code in (403, 404)
 
@@ -148,15 +144,14 @@ def test_names_notes_and_pictures_stay_with_their_file(ask: Callable[..., Any], 
     assert files(home) >= {"scarlet.safetensors", "scarlet.json", "scarlet.preview.jpg"}
     notes = {"preferred weight": 0.7, "notes": "bright", "activation text": "a photo of zwx ball"}
     assert json.loads((home / "scarlet.json").read_text()) == notes
-    with Image.open(home / "scarlet.preview.jpg") as small:
-        assert small.size == (256, 171)
+    assert Image.open(home / "scarlet.preview.jpg").size == (256, 171)
     (tmp_path / "no.png").write_bytes(b"\x89PNG" + bytes(50))
     with pytest.raises(ValueError, match=r"no\.png is no picture"):
         ask("thumbnail", "scarlet", handle_file(tmp_path / "no.png"))
     with pytest.raises(ValueError, match="has an adapter 'green'"):
         ask("rename", "scarlet", "green")
     label = ask("delete", "scarlet")
-    assert not any(name.startswith("scarlet") for name in files(home))
+    assert not {"scarlet.safetensors", "scarlet.json", "scarlet.preview.jpg"} & files(home)
     assert ask("restore", label)["notes"] == notes
     assert ask("annotate", "scarlet", "", "")["trigger"] == "a photo of sks creature"
     ask("rename", "scarlet", "red")
@@ -183,9 +178,8 @@ def test_files_of_runs_are_copied_and_never_changed(ask: Callable[..., Any], ser
 
 def test_the_doctor_tells_what_a_file_is(ask: Callable[..., Any]) -> None:
     found = ask("inspect", "green", "")
-    assert (found["family"], found["fits"], found["coverage"]) == ("wara", True, 1.0)
-    assert found["file"] == "green.safetensors"
-    assert found["training"]["steps"]
+    told = (found["family"], found["coverage"], found["file"], found["training"]["steps"])
+    assert told == ("wara", 1.0, "green.safetensors", 200)
 
 
 @pytest.mark.parametrize("method", MERGERS)
@@ -214,7 +208,7 @@ def test_export_and_bake_say_what_was_lost(ask: Callable[..., Any], home: Path) 
     assert b'"lora_unet_' in Path(file).read_bytes()
     assert str(home) not in ask("bake", {"red": 1.0}, "both", "")
     assert (home / "baked" / "both" / "model_index.json").is_file()
-    with pytest.raises(ValueError, match="exists; give the name of a new folder"):
+    with pytest.raises(ValueError, match=r"^both exists; give the name of a new folder"):
         ask("bake", {"red": 1.0}, "both", "")
     assert Path(ask("download", "green")).read_bytes() == (home / "green.safetensors").read_bytes()
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
+api = pytest.importorskip("playwright.sync_api")
 
-from tests.browser import WAIT
-from ui.grid import Plan
+from tests.browser import WAIT  # noqa: E402
+from ui.grid import Plan  # noqa: E402
 
 
 def ready(page: Any) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from diffusion_adapters.cli.merge import method_options, method_title, option_kind
+from diffusion_adapters.cli.merge import method_options, method_title
 from diffusion_adapters.dialects import DIALECTS
 from diffusion_adapters.merge import MERGERS
 from ui import blends
 from ui.axes import numbers
 from ui.common import GPU, QUIET, App
-from ui.options import control, value_of
+from ui.form import control, read
 
 DTYPES = ("fp32", "fp16", "bf16")
 
@@ -46,9 +46,8 @@ class Forge:
         titles = [(f"{name}: {method_title(name)}", name) for name in MERGERS]
         self.method = gr.Dropdown(titles, value="linear", label="Method", interactive=True)
         self.options: dict[str, Any] = {}
-        for name, (methods, field) in method_options().items():
-            shown = "linear" in methods
-            self.options[name] = control(field, *option_kind(methods[0], name), visible=shown)
+        for name, (methods, _) in method_options().items():
+            self.options[name] = control(MERGERS[methods[0]].Config, name, visible="linear" in methods)
         self.method.change(
             lambda method: [gr.update(visible=method in methods) for methods, _ in method_options().values()],
             self.method, list(self.options.values()), **QUIET,
@@ -83,10 +82,10 @@ class Forge:
     def _merged(self, names: list[str], weights: str, name: str, base: str, method: str, *values: Any) -> str:
         with self.app.toasts():
             options = {}
-            for value, (key, (methods, field)) in zip(values, method_options().items(), strict=True):
-                read = value_of(field, *option_kind(methods[0], key), value)
-                if method in methods and read is not None:
-                    options[key] = read
+            for value, (key, (methods, _)) in zip(values, method_options().items(), strict=True):
+                given = read(MERGERS[methods[0]].Config, key, value)
+                if method in methods and given is not None:
+                    options[key] = given
             return blends.merge(self.app.studio, mix_of(names, weights), name, method, options, base)
 
     def _exported(

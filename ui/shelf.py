@@ -52,7 +52,7 @@ def details(entry: Entry) -> str:
         if entry.reason:
             rows = [row for row in rows if row[0] != "verdict"]
     body = "".join(f"<tr><th scope='row'>{title}</th><td>{html.escape(text)}</td></tr>" for title, text in rows)
-    return f"<table class='report'>{body}</table>"
+    return f"<table class='doctor'>{body}</table>"
 
 
 def report_of(entry: Entry, own: bool) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Merge(Command):
         add("--method", default="linear", choices=list(MERGERS), metavar="METHOD", help="one of those below")
         parser.epilog = "\n".join(["methods:", *(f"  {name:<20}{method_title(name)}" for name in MERGERS)])
         for name, (methods, field) in method_options().items():
-            kind, many = option_kind(methods[0], name)
+            kind, many = _kind(methods[0], name)
             said = "" if len(methods) == len(MERGERS) else f"{', '.join(methods)}: "
             said += field.metadata["help"] + ("" if field.default is None else f" (default: {field.default})")
             settings = {"type": kind, "nargs": "+" if many else None, "choices": field.metadata["choices"]}
@@ -66,8 +66,7 @@ def method_options() -> dict[str, tuple[list[str], dataclasses.Field[object]]]:
     return found
 
 
-def option_kind(method: str, name: str) -> tuple[type, bool]:
-    """The type of an option of a method, or of one element of it, and whether it takes several."""
+def _kind(method: str, name: str) -> tuple[type, bool]:
     config: type[Options] = MERGERS[method].Config
     kind, _ = config.kinds()[name]
     return (config.items(name), True) if kind is tuple else (kind, False)

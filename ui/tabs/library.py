@@ -83,7 +83,7 @@ class LibraryTab:
         lists = [self.cards, self.gone, self.forge.names, self.base]
         refresh = {"fn": self.refresh, "inputs": given, "outputs": lists, **QUIET}
         gr.on([page.load, self.look.click, self.again.change, self.checkpoints.input, self.base.input], **refresh)
-        self.search.input(trigger_mode="always_last", **refresh)
+        self.search.change(self.refresh, given, lists, trigger_mode="always_last", **SOON)
         about = [
             self.title, self.report, self.download, self.copy, self.delete, self.asking, self.editing, self.name,
             self.trigger, self.notes, self.chosen, self.again,

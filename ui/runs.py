@@ -5,6 +5,7 @@ Nothing about them is kept in the app. Two pages, or the app after a restart, re
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import threading
@@ -31,6 +32,7 @@ class Run:
         self.folder, self.name = folder, folder.name
         self.pictures = Pictures(folder / DATA)
         self.settings, self.log = folder / SETTINGS, folder / LOG
+        self.result = folder / "adapter.safetensors"
 
     @property
     def state(self) -> dict[str, Any]:
@@ -56,13 +58,16 @@ class Run:
             return None
 
     @property
-    def result(self) -> Path:
-        """Where its adapter is once it has ended well."""
-        return self.folder / "adapter.safetensors"
+    def trained(self) -> bool:
+        """Whether it has anything to go on from, or to show."""
+        return self.result.exists() or bool(checkpoint.steps(self.folder))
 
     def outcome(self) -> Outcome:
         """How far it is, and how it ended."""
-        return outcome(self.folder, self.log, self.state, self.process)
+        state = self.state
+        if state.get("ended") and not state.get("queued"):
+            return _ended(self.folder, (self.folder / STATE).stat().st_mtime_ns)
+        return outcome(self.folder, self.log, state, self.process)
 
 
 class Runs:
@@ -113,7 +118,7 @@ class Runs:
             raise ValueError(f"{name} has been started already")
         if not run.pictures.list():
             raise ValueError(f"{name} has no pictures; add some of the subject")
-        if checkpoint.steps(run.folder) or run.result.exists():
+        if run.trained:
             raise ValueError(f"{name} has been trained; resume it, or begin a run under another name")
         output.write(run.settings, lambda part: part.write_text(settings, "utf-8"))
         return self._queue(run, parsed(run.settings)[0].max_train_steps, resume=False)
@@ -199,6 +204,13 @@ class Runs:
     def _alone(self) -> Any:
         """While it is held, no other thread and no other app changes what runs."""
         return FileLock(self.folder / ".lock", timeout=30)
+
+
+@functools.lru_cache(2 * MAX_RUNS)
+def _ended(folder: Path, stamp: int) -> Outcome:
+    """Of a run that nothing will change any more: its files are read once."""
+    run = Run(folder)
+    return outcome(folder, run.log, run.state, run.process)
 
 
 def _made(folder: Path) -> float:

@@ -119,12 +119,11 @@ class Train:
         moving = now.state in (*ACTIVE, "queued")
         words = {"stopping": "Stop at once", "queued": "Leave the queue"}.get(now.state, "Stop and save")
         ready = bool(run and not moving and run.result.exists())
-        fresh = not moving and not ready and now.state not in ("stopped", "killed")
         return {
             self.run: gr.update(choices=self.listed(), value=run.name if run else ""),
             **dict(zip(self.view.parts, self.view.show(run, seen), strict=True)),
             self.halt: gr.update(value=words, interactive=moving),
-            self.go: gr.update(interactive=fresh or not run),
+            self.go: gr.update(interactive=not (run and (moving or run.trained))),
             self.use: gr.update(visible=ready, variant="primary"),
             self.more: gr.update(visible=bool(run) and not moving),
         }
@@ -165,9 +164,9 @@ class Train:
         """What is new about the run that is shown, whoever started it."""
         run = self.found(name)
         updates = self.state(run, seen)
-        if run and updates[self.view.seen] == gr.skip():  # nothing is new
-            return {self.run: gr.update(choices=self.listed())}
-        return updates
+        updates[self.run] = gr.update(choices=self.listed())  # by now the page may show another
+        nothing_new = run and updates[self.view.seen] == gr.skip()
+        return {self.run: updates[self.run]} if nothing_new else updates
 
     def keep(self, name: str, *values: Any) -> dict[str, Any]:
         """For the browser to keep."""

@@ -20,6 +20,8 @@ from train import records
 from train.data.options import SAMPLE_SUBJECT
 
 SUBJECT = sorted(SAMPLE_SUBJECT.glob("*.png"))
+LONG = 180_000
+"""Milliseconds in which a training begins, or ends, on a busy computer."""
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_pictures_captions_and_masks_are_edited_in_place(
     page.reload()
     page.get_by_role("tab", name="Train", exact=True).click()
     page.get_by_text("has 2 pictures and was not started yet").wait_for()
-    assert page.locator(".data img").count() == 2
+    page.locator(".data img").nth(1).wait_for()
     page.get_by_text("a [trigger] on grass").first.wait_for()
 
 
@@ -102,7 +104,7 @@ def test_a_run_from_pictures_to_the_create_tab(open_page: Callable[..., Any], ru
     fill(page, "Num inference steps", "2")
     page.get_by_role("button", name="Train", exact=True).click()
     page.get_by_text(re.compile(r"blue: (starting|training)")).wait_for()
-    page.get_by_text(re.compile(r"step [3-9] of 4000")).wait_for()
+    page.get_by_text(re.compile(r"step ([3-9]|\d\d+) of 4000")).wait_for(timeout=LONG)
     page.locator(".samples img").first.wait_for()
     page.reload()
     page.get_by_role("tab", name="Train", exact=True).click()
@@ -110,7 +112,7 @@ def test_a_run_from_pictures_to_the_create_tab(open_page: Callable[..., Any], ru
     page.locator(".vega-embed canvas, .vega-embed svg").first.wait_for()
     assert field(page, "Steps").input_value() == "4000"
     page.get_by_role("button", name="Stop and save").click()
-    page.get_by_text(re.compile("blue: stopped")).wait_for()
+    page.get_by_text(re.compile("blue: stopped")).wait_for(timeout=LONG)
     page.get_by_text("before and after").wait_for()
     assert 3 <= len(records.read(runs / "blue")) < 4000
     page.get_by_role("button", name="Try it in Create").click()

@@ -8,8 +8,9 @@ trains on the sample subject and the embedded base: no network, no GPU, about a 
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --instance_data_dir my_cat --instance_prompt "a photo of sks cat"
 
-The output folder gets adapter.safetensors, pictures, loss.png, README.md (a model card), config.toml, which repeats the
-run, and checkpoints, from which it goes on: --resume_from_checkpoint latest.
+The output folder gets adapter.safetensors, pictures, loss.png, records.jsonl (a line of numbers per step), README.md (a
+model card), config.toml, which repeats the run, and checkpoints, from which it goes on: --resume_from_checkpoint
+latest.
 """
 
 from __future__ import annotations

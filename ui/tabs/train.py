@@ -71,7 +71,7 @@ class Train:
                 self.view = Progress(self.app, self.runs)
                 with gr.Row(elem_classes="tight", visible=False) as self.more:
                     self.steps = gr.Number(
-                        label="Up to step", precision=0, minimum=1, min_width=110, interactive=True,
+                        value=1, label="Up to step", precision=0, minimum=1, min_width=110, interactive=True,
                         info="Of a run that goes on.",
                     )  # fmt: skip
                     self.resume = gr.Button("Resume", min_width=90)
@@ -89,8 +89,8 @@ class Train:
         assert page is not None
         form, data, view, private = self.form, self.data, self.view, {"api_visibility": "private"}
         masked = form.parts["", "masked_loss"]
-        state = [self.run, *view.parts, self.halt, self.go, self.use, self.more, self.sure]
-        whole = [*state, self.name, *data.parts, *form.inputs, *form.columns.values(), self.report, self.steps]
+        state = [self.run, *view.parts, self.halt, self.go, self.use, self.more, self.sure, self.steps]
+        whole = [*state, self.name, *data.parts, *form.inputs, *form.columns.values(), self.report]
         form.wire(self.preset)
         data.wire(After(self.opened, [*state, self.name]), masked)
         page.load(self.restore, self.app.training, whole, **QUIET)
@@ -103,7 +103,7 @@ class Train:
         limits: dict[str, Any] = {"concurrency_limit": 2, "trigger_mode": "once", **private}
         self.check.click(self.checked, [self.run, *form.inputs], self.report, show_progress_on=self.report, **limits)
         self.go.click(self.start, [self.run, *form.inputs], state, **limits)
-        self.halt.click(self.stop, self.run, state, **limits)
+        self.halt.click(self.halted, self.run, state, **limits)
         self.resume.click(self.go_on, [self.run, self.steps], state, **limits)
         self.drop.click(lambda: (gr.update(visible=False), gr.update(visible=True)), None, [self.drop, self.sure])
         self.sure.click(self.delete, self.run, [*whole, self.drop], **limits)
@@ -126,6 +126,7 @@ class Train:
             self.go: gr.update(interactive=not (run and (moving or run.trained))),
             self.use: gr.update(visible=ready, variant="primary"),
             self.more: gr.update(visible=bool(run) and not moving),
+            **({self.steps: now.total} if run and now.total and seen.get("run") != run.name else {}),
         }
 
     def found(self, name: str) -> Run | None:
@@ -147,7 +148,6 @@ class Train:
         if run and run.settings.is_file():
             with self.app.toasts():
                 updates |= self.form.show(self.choices.read(run.settings))
-            updates[self.steps] = run.outcome().total
         return updates
 
     def restore(self, saved: dict[str, Any]) -> dict[Any, Any]:
@@ -192,7 +192,7 @@ class Train:
             run = self.runs.start(name, self.choices.toml(given, run.pictures.path, run.folder))
         return self.state(run, {})
 
-    def stop(self, name: str) -> dict[Any, Any]:
+    def halted(self, name: str) -> dict[Any, Any]:
         """Finish the step and save; pressed again, end at once."""
         with self.app.toasts():
             run = self.runs.stop(name, now=self.runs.find(name).outcome().state == "stopping")

@@ -150,7 +150,7 @@ def test_what_headers_tell(tmp_path: Path) -> None:
     assert report.training == {"steps": "900", "learning_rate": "0.0001", "optimizer": "x INJECTED [31m"}
     assert report.base == "FLUX.1"
     assert "\x1b" not in str(report)
-    assert len(str(report).splitlines()) == len(list(report._rows()))
+    assert len(str(report).splitlines()) == len(list(report.rows()))
     for broken in ("{", "[1]", '{"a": 1}', '{"a": {"b": "x"}}', "[" * 5000):
         assert not inspect_adapter(
             dialects.save(tensors, tmp_path / "b.safetensors", {"ss_tag_frequency": broken})

@@ -82,13 +82,13 @@ class Hybrid(Adapter):
         return sum((gain * part.delta_weight(weight) for part, gain in self._terms()), total)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        found = [(*f, gain) for part, gain in self._terms() if (f := part.factors()) is not None]
+        made = [(part.factors(), gain) for part, gain in self._terms()]  # a walrus here cannot be compiled
+        found = [(*factors, gain) for factors, gain in made if factors is not None]
         if not found:
             return None
-        cores = [(gain * core).expand(len(down)) for _, core, down, gain in found]
         return (
             torch.cat([up for up, *_ in found], dim=1),
-            torch.cat(cores),
+            torch.cat([(gain * core).expand(len(down)) for _, core, down, gain in found]),
             torch.cat([down for _, _, down, _ in found]),
         )
 

@@ -18,6 +18,7 @@ from .attach import (
     unfuse_adapters,
 )
 from .bake import bake
+from .compose import compose_adapters
 from .doctor import inspect_adapter
 from .export import export_lora
 from .merge import MERGERS, merge_adapters
@@ -45,6 +46,7 @@ __all__ = [
     "add_text_adapter",
     "add_tokens",
     "bake",
+    "compose_adapters",
     "coverage",
     "delete_adapters",
     "disable_adapters",

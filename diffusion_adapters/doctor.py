@@ -94,7 +94,20 @@ def _of_ours(file: AdapterFile) -> AdapterReport:
         trigger=info.trigger,
         training=dict(info.training),
         tokens={component: part.tokens for component, part in file.tokens.items()},
+        domains=_domains(file),
     )
+
+
+def _domains(file: AdapterFile) -> dict[str, dict[str, Any]]:
+    """What the header says of each domain of a hybrid, on how many layers it is, and the range of its coefficients."""
+    found: dict[str, list[float]] = {domain: [] for domain in file.info.config.domains}
+    for part in (part for component in file.tensors for part in file.parts(component).values()):
+        values = (part.tensors or {}).get("coefficients", torch.empty(0)).flatten().tolist()
+        for domain, value in zip(part.config.domains, values, strict=False):
+            found.setdefault(domain, []).append(value)
+    said = file.info.config.as_dict().get("parts", {})
+    spans = {d: {"layers": len(c), "coefficients": [min(c), max(c)] if c else []} for d, c in found.items()}
+    return {domain: {**said.get(domain, {}), **span} for domain, span in spans.items()}
 
 
 def _of_foreign(file: ForeignFile) -> AdapterReport:

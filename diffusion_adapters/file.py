@@ -75,8 +75,8 @@ def save_sets(
     layers: dict[str, Any] = {}
     for component, adapter_set in holders.items():
         for place, adapter in adapter_set.of(name).items():
-            if (_family(adapter), adapter.config) != (info.family, info.config):
-                own = {"family": _family(adapter), "config": adapter.config.as_dict()}
+            if (family_of(adapter), adapter.config) != (info.family, info.config):
+                own = {"family": family_of(adapter), "config": adapter.config.as_dict()}
                 layers[f"{component}.{place}"] = own
     bases = {component: describe_base(adapter_set.denoiser) for component, adapter_set in holders.items()}
     parts = {"text_encoders": {component: part.as_dict() for component, part in (text or {}).items()}}
@@ -98,7 +98,8 @@ def adapter_tensors(
     return {key: value.detach().cpu() for key, value in tensors.items()}
 
 
-def _family(adapter: Adapter) -> str:
+def family_of(adapter: Adapter) -> str:
+    """The name of its family."""
     return next(name for name in FAMILIES if FAMILIES[name] is type(adapter))
 
 

@@ -128,7 +128,7 @@ def merge_adapters(
     info = AdapterInfo(
         family=_family(),
         config=_config(rank),
-        target_modules=_targets(sources, parts),
+        target_modules=targets_of(sources, parts),
         trigger=sources.trigger(),
         provenance=provenance,
     )
@@ -176,7 +176,7 @@ def _adapter(place: Place, up: Tensor, down: Tensor) -> Adapter:
     return made.requires_grad_(False).to(up.device)
 
 
-def _targets(sources: Sources, parts: Mapping[str, Mapping[str, Adapter]]) -> tuple[str, ...] | None:
+def targets_of(sources: Sources, parts: Mapping[str, Mapping[str, Adapter]]) -> tuple[str, ...] | None:
     """What a file of the result must have: all projections, those that the sources aim at, or these very layers."""
     given = [sources.info(name).target_modules for name in sources.names]
     union = None if None in given else tuple(dict.fromkeys(target for own in given for target in own or ()))

@@ -74,6 +74,11 @@ class Parts(nn.ModuleDict):
     def __getitem__(self, name: str) -> Any:
         return super().__getitem__(name)
 
+    def own_buffers(self) -> set[str]:
+        """Names of the tensors that a part may bring to keep buffers of its own, which it does without now."""
+        pairs = ((name, self[name].state_dict(), self[first].state_dict()) for name, first in self._firsts.items())
+        return {f"{name}.{key}" for name, own, other in pairs for key in other.keys() - own.keys()}
+
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         super()._apply(*args, **kwargs)
         for name, first in self._firsts.items():
@@ -90,6 +95,11 @@ def twin(first: Adapter) -> Adapter:
             if value is not None and own._parameters[name].is_meta:  # type: ignore[union-attr]
                 own._parameters[name] = nn.Parameter(value.detach().clone())
     return made
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of the name."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _share_buffers(adapter: nn.Module, first: nn.Module) -> None:

@@ -51,7 +51,9 @@ class Plan:
         self.blend, self.path, self.stream = blend, path, stream
         self.inputs = [i for i, member in enumerate(members) if member.adapter.transforms_input]
         self.outputs = [i for i, member in enumerate(members) if member.adapter.adds_output]
-        self.low_rank = [member for member in members if has_factors(member.adapter)]
+        widths = [(member, inner_width(member.adapter)) for member in members]
+        self.low_rank = [member for member, width in widths if width is not None]
+        self._widths = [width for _, width in widths if width is not None]
         self._values = [value for member in self.low_rank for value in member.adapter.parameters()]
         self._seen: tuple[int, ...] = ()
         self.kept: tuple[Tensor, Tensor] | None = None  # Aᵀ, which may be part of `shared`, and Bᵀ
@@ -61,9 +63,8 @@ class Plan:
         self.refresh()
 
     def _lay_out(self) -> None:
-        widths = [member.adapter.factors()[2].shape[0] for member in self.low_rank]  # type: ignore[index]
         columns = [self.blend.columns[member.name] for member in self.low_rank]
-        self._layout = tuple(zip(columns, widths, strict=True))
+        self._layout = tuple(zip(columns, self._widths, strict=True))
         with torch.inference_mode(False):
             self._columns = torch.tensor([column for column, width in self._layout for _ in range(width)])
             self.scopes = torch.tensor([member.scope for member in self.members])
@@ -212,6 +213,7 @@ class Plan:
             self.shared.forget()
 
 
-def has_factors(adapter: Adapter) -> bool:
-    """Whether the adapter has a low-rank part."""
-    return type(adapter).factors is not Adapter.factors and adapter.factors() is not None
+def inner_width(adapter: Adapter) -> int | None:
+    """The rank of the factors of an adapter; None if it has none."""
+    factors = None if type(adapter).factors is Adapter.factors else adapter.factors()
+    return None if factors is None else factors[2].shape[0]

@@ -43,6 +43,8 @@ class AdapterReport:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """New tokens by text encoder."""
+    domains: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Of a hybrid: family and options of each domain, its layers, and the least and largest of its coefficients."""
     checked_with: str | None = None
     """The base that it was held against; what follows is None or empty without."""
     coverage: float | None = None
@@ -67,7 +69,10 @@ class AdapterReport:
         for family, count in self.families.items():
             title = family_title(family) if family in FAMILIES else "tensors that no family here reads"
             yield "family", f"{family}: {title} ({count} layers)"
-        if self.options:
+        for domain, values in self.domains.items():
+            span = " to ".join(f"{value:.3g}" for value in values["coefficients"])
+            yield "domain", f"{domain}: {pairs({**values, 'coefficients': span})}"
+        if self.options and not self.domains:
             yield "options", pairs(self.options)
         elif self.ranks:
             yield "rank", _several(self.ranks)

@@ -31,6 +31,7 @@ DOC = """The stock pipeline's call, with other adapters for as long as it lasts;
     - `adapter_masks`: {name: mask}, a list of masks or None in the order of the acting adapters, or one for all: where
       in the image they act, as `AdapterWeight.mask`.
     - `adapter_schedule`: likewise {position: number}, a function of the position, or a pair (start, end).
+    - `domain_weights`: the dials of a hybrid, {domain: number}, by adapter name if several act.
     - `prompt`: `<lora:NAME:0.8>` is taken out of it and multiplies the weight of adapter NAME, for its own images
       where prompts differ.
 
@@ -40,7 +41,7 @@ DOC = """The stock pipeline's call, with other adapters for as long as it lasts;
 
 
 def blending(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """The `__call__` of a stock pipeline with `adapter_weights`, `adapter_masks` and `adapter_schedule`."""
+    """The `__call__` of a stock pipeline with the arguments of `DOC`."""
     signature = inspect.signature(stock)
 
     def call(
@@ -49,12 +50,13 @@ def blending(stock: Callable[..., Any]) -> Callable[..., Any]:
         adapter_weights: Any = None,
         adapter_masks: Any = None,
         adapter_schedule: Any = None,
+        domain_weights: Any = None,
         **kwargs: Any,
     ) -> Any:
         given = signature.bind_partial(self, *args, **kwargs)
         tags = take_tags(given.arguments, list_adapters(self))
         images = given.arguments.get("num_images_per_prompt") or 1
-        if adapter_weights is adapter_masks is adapter_schedule is None and not any(tags):
+        if adapter_weights is adapter_masks is adapter_schedule is domain_weights is None and not any(tags):
             return stock(*given.args, **given.kwargs)
         weights = as_asked(self, adapter_weights, tags)
         weights |= {name: tagged(self, name, weights[name], tags, images) for tag in tags for name in tag}
@@ -63,7 +65,7 @@ def blending(stock: Callable[..., Any]) -> Callable[..., Any]:
         for name, schedule in by_name(adapter_schedule, weights, "adapter_schedule", _is_schedule).items():
             pair = dict(zip(("start", "end"), schedule, strict=True)) if _is_pair(schedule) else {"schedule": schedule}
             weights[name] = _with(weights[name], name, "scheduled", pair)
-        with use_adapters(self, list(weights), weights):
+        with use_adapters(self, list(weights), weights, domain_weights=domain_weights):
             return stock(*given.args, **given.kwargs)
 
     ours = [p for p in inspect.signature(call).parameters.values() if p.kind is p.KEYWORD_ONLY]

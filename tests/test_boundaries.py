@@ -121,6 +121,7 @@ LAYERS = [
     ("reduce", "dialects"),
     ("export", "shelf"),
     ("merge", "mergers", "bake"),
+    ("compose",),
     ("__init__",),
     ("cli",),
     ("__main__",),

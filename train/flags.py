@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from diffusion_adapters.adapter import FAMILIES, AdapterConfig
-from diffusion_adapters.options import Options, add_arguments, argument_parser, from_namespace, option
+from diffusion_adapters.options import Options, Table, add_arguments, argument_parser, from_namespace, option
 
 CONFIGS = Path(__file__).parent / "configs"
 BASE_FLAG = "pretrained_model_name_or_path"
@@ -81,15 +81,16 @@ def for_family(
 ) -> dict[str, Any]:
     """`values` without tables, then the table `[family]`, which overrides. Raises ValueError for an unknown name."""
     place = f"{source}: " if source else ""
-    flat = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    fields = [field for kind in (script, FAMILIES[family].Config) for field in dataclasses.fields(kind)]
+    tables = {name for own in FAMILIES for name, kind in FAMILIES[own].Config.kinds().items() if kind[0] is Table}
+    flat = {name: value for name, value in values.items() if name in tables or not isinstance(value, dict)}
     for name, table in values.items():
-        if isinstance(table, dict):
+        if isinstance(table, dict) and name not in tables:
             try:
                 owner = FAMILIES.canonical(name)
             except ValueError as error:
                 raise ValueError(f"{place}table [{name}]: {error}") from None
             flat.update(table if owner == family else {})
-    fields = [field for kind in (script, FAMILIES[family].Config) for field in dataclasses.fields(kind)]
     known = {field.name for field in fields}
     for name in flat:
         if name in {field.name for field in fields if field.metadata.get("secret")}:
@@ -102,7 +103,13 @@ def for_family(
 def to_toml(*options: Options) -> str:
     """The values of `options` as TOML that `--config` reads back; None is left out."""
     values = {name: value for group in options for name, value in group.as_dict().items() if value is not None}
-    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(own)}" for key, own in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _defaults(script: type[Options]) -> dict[str, Any]:

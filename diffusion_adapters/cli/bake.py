@@ -24,7 +24,7 @@ class Bake(Command):
     def run(args: argparse.Namespace) -> None:
         from .. import bake
 
-        pipe, weights = load_blend(args.base, args.file)
+        pipe, weights = load_blend(args.base, args.file, args.domain)
         settings = {} if args.variant is None else {"variant": args.variant}
         path = bake(pipe, weights, args.output, **settings)
-        print(f"{path}: {', '.join(f'{name} x {weight:g}' for name, weight in weights.items())}")
+        print(f"{path}: {', '.join(f'{name} x {weight.value:g}' for name, weight in weights.items())}")

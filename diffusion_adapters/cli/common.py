@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..registry import Registry
+from ..registry import Registry, nearest
+
+if TYPE_CHECKING:
+    from ..weight import AdapterWeight
 
 POCKET = Path(__file__).resolve().parents[2] / "pipelines" / "pocket"
 POCKET_GUIDANCE = 2.0
@@ -41,26 +44,57 @@ def parse_adapter(text: str) -> tuple[Path, float]:
         raise ValueError(f"{text}: the weight {weight!r} is not a number; write FILE or FILE:WEIGHT") from None
 
 
-def load_blend(base: str | None, texts: Sequence[str]) -> tuple[Any, dict[str, float]]:
-    """The base with the adapters of `FILE[:WEIGHT]` texts, and their names and weights. Files are read before it."""
-    from .. import load_adapter
+def parse_dials(texts: Sequence[str], known: Iterable[str]) -> dict[str, float]:
+    """`DOMAIN=WEIGHT` texts -> domain -> weight. Raises ValueError for what is none or names no domain of `known`."""
+    known, found = list(known), {}
+    for text in texts:
+        domain, _, weight = text.partition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            raise ValueError(f"--domain {text}: must be DOMAIN=WEIGHT with a number, such as night=0.6") from None
+        if domain not in known:
+            raise ValueError(f"--domain {text}: unknown domain {domain!r}, {nearest(domain, known)}")
+        if domain in found:
+            raise ValueError(f"--domain {text}: domain {domain!r} is named twice")
+        found[domain] = value
+    return found
+
+
+def load_blend(
+    base: str | None, texts: Sequence[str], dials: Sequence[str] = ()
+) -> tuple[Any, dict[str, AdapterWeight]]:
+    """The base with the adapters of `FILE[:WEIGHT]` texts, and their names and weights. Files are read before it.
+
+    `dials`: `DOMAIN=WEIGHT` texts, for every hybrid that has such a domain.
+    """
+    from .. import AdapterWeight, load_adapter
     from ..doctor import inspect_adapter
 
     chosen = [parse_adapter(text) for text in texts]
-    for path, _ in chosen:
-        inspect_adapter(path)  # loading the base can take minutes
+    domains = [list(inspect_adapter(path).domains) for path, _ in chosen]  # loading the base can take minutes
+    parsed = parse_dials(dials, dict.fromkeys(domain for own in domains for domain in own))
     pipe = load_base(base)
     stems = [path.stem.replace(".", "_") for path, _ in chosen]
     names = [stem if stems.count(stem) == 1 else f"{stem}_{i}" for i, stem in enumerate(stems)]
-    for name, (path, weight) in zip(names, chosen, strict=True):
-        load_adapter(pipe, path, name, adapter_weight=weight)
-    return pipe, dict(zip(names, (weight for _, weight in chosen), strict=True))
+    weights = {}
+    for name, (path, value), own in zip(names, chosen, domains, strict=True):
+        weights[name] = AdapterWeight(value, domains={domain: parsed[domain] for domain in own if domain in parsed})
+        load_adapter(pipe, path, name, adapter_weight=weights[name])
+    return pipe, weights
 
 
 def add_blend(parser: argparse.ArgumentParser) -> None:
     """Declare the files that `load_blend` takes, and the base."""
     parser.add_argument("file", nargs="+", metavar="FILE[:WEIGHT]", help="adapter file; several are blended")
     parser.add_argument("--base", help="pipeline that they were trained on (default: the embedded base)")
+    add_dials(parser)
+
+
+def add_dials(parser: argparse.ArgumentParser) -> None:
+    """Declare the dials of hybrids that `load_blend` takes."""
+    dial = "dial of one domain of a hybrid, 1 if not given; repeat for several"
+    parser.add_argument("--domain", action="append", default=[], metavar="DOMAIN=WEIGHT", help=dial)
 
 
 def count(text: str) -> int:

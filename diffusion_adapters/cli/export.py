@@ -35,7 +35,7 @@ class Export(Command):
         from .. import export_lora
         from .common import parse_adapter
 
-        pipe, weights = load_blend(args.base, args.file)
+        pipe, weights = load_blend(args.base, args.file, args.domain)
         first, _ = parse_adapter(args.file[0])
         folder = first if first.is_dir() else first.parent if first.exists() else Path()  # that of a Hub id is this one
         output = args.output or folder / "pytorch_lora_weights.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .common import COMMANDS, POCKET_GUIDANCE, Command, count, load_blend
+from .common import COMMANDS, POCKET_GUIDANCE, Command, add_dials, count, load_blend
 
 
 @COMMANDS.register("generate")
@@ -18,6 +18,7 @@ class Generate(Command):
         add("--prompt", required=True, help="what to draw")
         blend = "adapter file; repeat to blend several"
         add("--adapter", action="append", default=[], metavar="FILE[:WEIGHT]", help=blend)
+        add_dials(parser)
         add("--base", help="folder or Hub id of a diffusers pipeline (default: the embedded base)")
         add("--output", default="image.png", help="picture to write; several are numbered (default: image.png)")
         add("--num_images", type=count, default=1, help="pictures, with seeds seed, seed + 1, … (default: 1)")
@@ -39,7 +40,7 @@ class Generate(Command):
             raise ValueError(f"--output {output} is a folder; give the name of a picture")
         if output.suffix.lower() not in Image.registered_extensions():
             raise ValueError(f"--output {output}: unknown kind of picture {output.suffix!r}; end the name in .png")
-        pipe, weights = load_blend(args.base, args.adapter)
+        pipe, weights = load_blend(args.base, args.adapter, args.domain)
         if weights:
             set_adapters(pipe, list(weights), list(weights.values()))
         guidance_scale = POCKET_GUIDANCE if args.guidance_scale is None and args.base is None else args.guidance_scale

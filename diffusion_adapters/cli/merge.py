@@ -42,7 +42,7 @@ class Merge(Command):
 
         options = {name: getattr(args, name) for name in method_options() if getattr(args, name) is not None}
         MERGERS[args.method].Config.from_mapping(options)  # loading the base can take minutes
-        pipe, weights = load_blend(args.base, args.file)
+        pipe, weights = load_blend(args.base, args.file, args.domain)
         name = Path(args.output).stem.replace(".", "_") or "merged"
         name = next(new for new in (name, f"{name}_merged") if new not in weights)
         report = merge_adapters(pipe, weights, name, method=args.method, **options)

@@ -22,15 +22,13 @@ from torch import Tensor, nn
 
 from ..adapter import FAMILIES, Adapter, AdapterConfig
 from ..options import Table, option
-from ..parts import Kind, Parts, check_parts, read_kind
-
-PLAIN = Table(first={"family": "lora"}, second={"family": "lora"})
+from ..parts import Kind, Parts, below, check_parts, read_kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridConfig(AdapterConfig):
     parts: Table = option(  # noqa: RUF009
-        PLAIN, "family and options of each domain by its name, {NAME: {family: ..., rank: ...}, ...}"
+        Table(first={"family": "lora"}, second={"family": "lora"}), "family and options of each domain, by its name"
     )
 
     def __post_init__(self) -> None:
@@ -78,8 +76,7 @@ class Hybrid(Adapter):
         return any(FAMILIES[family].reads(own) for family, own in config.part_kinds().values())
 
     def delta_weight(self, weight: Tensor) -> Tensor:
-        total = torch.zeros(self.out_features, self.in_features, device=weight.device)
-        return sum((gain * part.delta_weight(weight) for part, gain in self._terms()), total)
+        return sum((gain * part.delta_weight(weight) for part, gain in self._terms()), torch.zeros_like(weight).float())
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor] | None:
         made = [(part.factors(), gain) for part, gain in self._terms()]  # a walrus here cannot be compiled
@@ -110,11 +107,13 @@ class Hybrid(Adapter):
         found = [value for part in map(self.parts.__getitem__, self.domains) if (value := part.penalty()) is not None]
         return torch.stack(found).sum() if found else None
 
+    def check_tensors(self, tensors: dict[str, Tensor]) -> None:
+        own = self.parts.own_buffers()
+        super().check_tensors({name: v for name, v in tensors.items() if name.removeprefix("parts.") not in own})
+
     @classmethod
     def from_tensors(cls, weight: Tensor, config: Any, tensors: dict[str, Tensor]) -> Self:
-        names = {domain: f"parts.{domain}." for domain in config.domains}
-        own = {d: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)} for d, p in names.items()}
-        adapter = cls(weight, config, own)
+        adapter = cls(weight, config, {domain: below(tensors, f"parts.{domain}.") for domain in config.domains})
         adapter.check_tensors(tensors)
         adapter.load_state_dict(tensors)
         return adapter

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adapter import FAMILIES, AdapterInfo, ForeignLayer
 from ..build import Part
 from ..outside import is_convolution, layer_shape
-from ..plan import has_factors
+from ..plan import inner_width
 from ..site import is_projection
 from ..text import TextPart
 from .dialect import DENOISER
@@ -185,7 +185,7 @@ def _factors(model: nn.Module, parts: Mapping[str, Part]) -> dict[str, tuple[Ten
         weight = torch.empty(layer_shape(model.get_submodule(path)), device="meta")
         kind = FAMILIES[part.family]
         adapter = None if kind.reads(part.config) else kind.from_tensors(weight, part.config, part.tensors or {})
-        if adapter is None or adapter.transforms_input or adapter.adds_output or not has_factors(adapter):
+        if adapter is None or adapter.transforms_input or adapter.adds_output or inner_width(adapter) is None:
             raise ValueError(f"text encoders carry LoRA alone, not {part.family}")
         with torch.no_grad():
             found[path] = adapter.low_rank()

@@ -25,8 +25,8 @@ from diffusion_adapters import (
     use_adapters,
 )
 from tests.denoisers import build, run
+from tests.files import rewrite
 from tests.hosts import TOLERANCE, distance, small, stir
-from tests.test_file import rewrite
 
 HOST = "unet_sd15"
 PARTS = {name: {"family": f, **small(f)} for name, f in (("sketch", "lora"), ("night", "loldu"), ("snow", "tlora"))}

@@ -93,7 +93,7 @@ class Train:
         whole = [*state, self.name, *data.parts, *form.inputs, *form.columns.values(), self.report]
         form.wire(self.preset)
         data.wire(After(self.opened, [*state, self.name]), masked)
-        page.load(self.restore, self.app.training, whole, **QUIET)
+        page.load(self.recall, self.app.training, whole, **QUIET)
         self.run.input(self.open, self.run, whole, **QUIET)
         self.timer.tick(self.tick, [self.run, view.seen], state, **QUIET)
         gr.on(
@@ -105,8 +105,10 @@ class Train:
         self.go.click(self.start, [self.run, *form.inputs], state, **limits)
         self.halt.click(self.halted, self.run, state, **limits)
         self.resume.click(self.go_on, [self.run, self.steps], state, **limits)
-        self.drop.click(lambda: (gr.update(visible=False), gr.update(visible=True)), None, [self.drop, self.sure])
-        self.sure.click(self.delete, self.run, [*whole, self.drop], **limits)
+        self.drop.click(
+            lambda: (gr.update(visible=False), gr.update(visible=True)), None, [self.drop, self.sure], **QUIET
+        )
+        self.sure.click(self.deleted, self.run, [*whole, self.drop], **limits)
         self.use.click(self.try_it, self.run, [self.app.recipe, self.app.tabs], **private)
 
     def listed(self) -> list[tuple[str, str]]:
@@ -150,7 +152,7 @@ class Train:
                 updates |= self.form.show(self.choices.read(run.settings))
         return updates
 
-    def restore(self, saved: dict[str, Any]) -> dict[Any, Any]:
+    def recall(self, saved: dict[str, Any]) -> dict[Any, Any]:
         """The run that was looked at before a reload, and what was set but not yet started."""
         name = saved.get("run") or ""
         updates = self.open(name if self.found(name) else "")
@@ -203,7 +205,7 @@ class Train:
         with self.app.toasts():
             return self.state(self.runs.resume(name, steps), {})
 
-    def delete(self, name: str) -> dict[Any, Any]:
+    def deleted(self, name: str) -> dict[Any, Any]:
         """Delete the run that is shown."""
         with self.app.toasts():
             self.runs.remove(name)

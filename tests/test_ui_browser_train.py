@@ -16,8 +16,10 @@ pytest.importorskip("gradio")
 
 from gradio_client import Client, handle_file
 
+from tests.trainings import end
 from train import records
 from train.data.options import SAMPLE_SUBJECT
+from ui.runs import Runs
 
 SUBJECT = sorted(SAMPLE_SUBJECT.glob("*.png"))
 LONG = 180_000
@@ -29,6 +31,7 @@ def runs(library_folder: Path) -> Iterator[Path]:
     """The folder of the app's runs; what is new in it goes when the test ends."""
     before = set(library_folder.iterdir())
     yield library_folder
+    end(Runs(library_folder))
     for path in set(library_folder.iterdir()) - before:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from diffusion_adapters import inspect_adapter
-from tests.trainings import FAST, SUBJECT, Bases
+from tests.trainings import FAST, SUBJECT, Bases, end
 from train import records
 from ui.choices import Choices
 from ui.outcome import ACTIVE, KILLED, VANISHED, cause, outcome
@@ -35,11 +35,7 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
     """No process of theirs outlives the test."""
     made = Runs(tmp_path / "library")
     yield made
-    for run in made.list():
-        run.note(queued=None)
-    for run in made.list():
-        if run.process is not None:
-            run.process.kill()
+    end(made)
 
 
 def begun(runs: Runs, choices: Choices, name: str, **changes: Any) -> Run:

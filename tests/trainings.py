@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from train.data.options import SAMPLE_SUBJECT
 from ui.bases import Base
+from ui.runs import Runs
 
 SUBJECT = sorted(SAMPLE_SUBJECT.glob("*.png"))
 FAST = {"num_validation_images": 0, "validation_steps": None, "rank": 2, "target_modules": ["attn2.to_q"]}
@@ -17,3 +18,12 @@ class Bases:
 
     def base(self, name: str = "") -> Base:
         return self.bases[name or self.first]
+
+
+def end(runs: Runs) -> None:
+    """Let no process of these runs outlive the test."""
+    for run in runs.list():
+        run.note(queued=None)
+    for run in runs.list():
+        if run.process is not None:
+            run.process.kill()

@@ -119,3 +119,17 @@ def test_a_flag_of_another_family_is_named():
     assert message("--adapter", "lora", f"--{flag}", "1").startswith(f"flag --{flag} belongs to --adapter ")
     assert message("--adapter", "lora", f"--{flag}=1").startswith(f"flag --{flag} belongs to --adapter ")
     assert own[family]
+
+
+def test_an_option_that_is_a_table_is_json_on_the_command_line_and_a_table_in_files(toml):
+    parts = '{"sketch": {"family": "loldu", "rank": 2}, "night": {"family": "lora"}}'
+    script, adapter = parse("--adapter", "hybrid", "--parts", parts)
+    assert adapter.domains == ("sketch", "night")
+    assert parse("--config", toml(flags.to_toml(script, adapter))) == (script, adapter)
+    _, adapter = parse("--config", toml('adapter = "hybrid"\n[hybrid.parts.sketch]\nfamily = "lora"\nrank = 3\n'))
+    assert adapter.parts["sketch"]["rank"] == 3
+    assert "{ is not JSON" in message("--adapter", "hybrid", "--parts", "{")
+    assert "must be a JSON object" in message("--adapter", "hybrid", "--parts", "[1]")
+    assert "'sketch': unknown adapter family 'x'" in message(
+        "--adapter", "hybrid", "--parts", '{"sketch": {"family": "x"}}'
+    )

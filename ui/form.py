@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from diffusion_adapters import FAMILIES
-from diffusion_adapters.options import Options
+from diffusion_adapters.options import Options, Table
 from train.flags import BASE_FLAG
 from train.optimizers import OPTIMIZERS
 from ui.choices import FAMILY, Choices, groups, presets
@@ -65,6 +66,8 @@ def shown(kind: type[Options], name: str, value: Any) -> Any:
         return ("\n" if kind.items(name) is str else ", ").join(map(str, value))
     if of in (int, float) and optional and value is not None:
         return f"{value:g}" if of is float else str(value)
+    if of is Table and value is not None:
+        return str(Table(value))
     return UNSET if value is None and of is not bool else value
 
 
@@ -75,6 +78,11 @@ def read(kind: type[Options], name: str, value: Any) -> Any:
         value = value.strip()
     if value in (None, UNSET):
         return None
+    if of is Table and isinstance(value, str):
+        try:
+            return Table.read(value)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{name}: {error}") from None
     if of not in (int, float, tuple) or not isinstance(value, str):
         return value
     one = kind.items(name) if of is tuple else of

@@ -117,7 +117,8 @@ def test_bitwise_the_stock_pipeline_and_with_adapters_what_was_asked(pipe: Any, 
     assert type(pipe).__name__ == "AdapterBlendPipeline"
     assert type(stock) is getattr(diffusers, STOCK[kind][1].format(TASKS[task]))
     ours, theirs = (inspect.signature(each.__call__).parameters for each in (pipe, stock))
-    assert [name for name in ours if name not in theirs] == ["adapter_weights", "adapter_masks", "adapter_schedule"]
+    added = ["adapter_weights", "adapter_masks", "adapter_schedule", "domain_weights"]
+    assert [name for name in ours if name not in theirs] == added
 
     base = draw(stock)
     assert np.array_equal(draw(pipe), base)
@@ -245,6 +246,22 @@ def test_what_is_refused(sd: Any, call: dict[str, Any], message: str) -> None:
         draw(sd, **call)
     assert get_active_adapters(sd) == {}
     assert list(list_adapters(sd)) == ["pet", "style"]
+
+
+def test_dials_of_a_hybrid_for_one_call(sd: Any, plain: NDArray[np.float32]) -> None:
+    stir(add_adapter(sd, "mine", "hybrid").adapters[":mine"].parameters(), strength=0.5)
+    set_adapters(sd, [])
+    night = {"first": 0.0, "second": 0.6}
+    with use_adapters(sd, "mine", 0.8, domain_weights=night):
+        wanted = draw(sd)
+    assert moved(wanted, plain) > 1e-3
+    found = [draw(sd, f"{PROMPT} <lora:mine:0.8>", domain_weights=dials) for dials in (night, {"mine": night})]
+    found += [draw(sd, adapter_weights={"mine": AdapterWeight(0.8, domains=night)})]
+    assert all(np.array_equal(images, wanted) for images in found)
+    assert np.array_equal(draw(sd, adapter_weights={"mine": 1.0}, domain_weights={"first": 0, "second": 0}), plain)
+    with pytest.raises(ValueError, match="unknown domain 'frist' of adapter 'mine', did you mean 'first'"):
+        draw(sd, adapter_weights={"mine": 1.0}, domain_weights={"frist": 1.0})
+    delete_adapters(sd, "mine")
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,15 @@ def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp
 def test_stop_ends_a_grid_and_what_is_there_stays(open_page: Callable[..., Any]) -> None:
     page = open_page(tab="Compare")
     ready(page)
-    small(page, "0 to 1 in 9", "0 to 8 in 9")
+    small(page, "0 to 1 in 6", "0 to 5 in 6")
     steps(page, "20")
     page.get_by_role("button", name="Draw the grid").click()
-    cell(page, 1).wait_for()
-    page.get_by_role("button", name="Stop").and_(page.locator(":visible")).click()
+    cell(page, 0).wait_for()
+    page.get_by_role("button", name="Stop").and_(page.locator(":visible")).press("Enter")
     page.get_by_text(re.compile(r"^Stopped\.")).wait_for()
     drawn = page.locator("#sheet [data-pick]").count()
     page.wait_for_timeout(1500)
-    assert 2 <= page.locator("#sheet [data-pick]").count() == drawn < 20
+    assert 1 <= page.locator("#sheet [data-pick]").count() == drawn < 36
 
 
 def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ui.sheet import Result
 from ui.studio import StoppedError
 
 HINT = "Choose a picture to see it large; choose another to slide from the one to the other."
+PAUSE = 0.5
+"""Seconds between two messages to a page while it is drawn for."""
 TAKEN = "Create has this mix now."
 
 
@@ -82,9 +85,11 @@ class Compare:
         with self.app.toasts():
             plan, subject = self.plans.read(values)
             clear = [gr.update(value=None, visible=False)] * 2 + [HINT, [], gr.update(interactive=False)]
-            end, result = "Done.", None
+            end, result, often = "Done.", None, paced()
             try:
                 for result in self.draw(plan, subject, check, progress):
+                    if not often():
+                        continue
                     count = f"{len(result.pictures)} of {len(result.cells)} pictures"
                     yield result.table(), count, result, gr.update(value=None, interactive=False), *clear
                     clear = [gr.skip()] * 5
@@ -102,11 +107,13 @@ class Compare:
         result = Result(plan, plan.cells(self.app.library, base))
         judge = Judge(subject, base) if subject else None
         yield result
+        often = paced()
         for index, cell in enumerate(result.cells):
 
             def on_step(done: int, total: int, before: int = index) -> None:
                 check()
-                progress((before * total + done, len(result.cells) * total), unit="steps")
+                if often():
+                    progress((before * total + done, len(result.cells) * total), unit="steps")
 
             ((_, picture),) = self.studio.make(cell.request, cell.mix, on_step=on_step)
             result.pictures[index] = picture
@@ -172,6 +179,19 @@ class Compare:
         hidden = gr.Button(visible=False)
         hidden.click(grid, [x, y, asked, adapters, weight, subject], outputs, api_name="grid", **GPU)
         hidden.click(blend_map, [*texts.values(), asked, subject], outputs, api_name="blend_map", **GPU)
+
+
+def paced() -> Callable[[], bool]:
+    """A function that is true at first, and then once in `PAUSE`: a page that is told more often stops to answer."""
+    last = -PAUSE
+
+    def often() -> bool:
+        nonlocal last
+        now = time.monotonic()
+        last, passed = (now, True) if now - last >= PAUSE else (last, False)
+        return passed
+
+    return often
 
 
 def _halt(session: Session) -> str:

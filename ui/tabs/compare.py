@@ -50,7 +50,9 @@ class Compare:
                     elem_classes="large",
                     **large,
                 )
-                self.single = gr.Image(label="Chosen picture", elem_classes="large", **large)
+                self.single = gr.Image(
+                    label="Chosen picture", buttons=["download", "fullscreen"], elem_classes="large", **large
+                )
                 self.facts = gr.Markdown(HINT)
                 with gr.Row():
                     self.take = gr.Button("Open in Create", interactive=False, min_width=120)

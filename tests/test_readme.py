@@ -19,6 +19,8 @@ from train.evaluate import main as evaluate
 ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+CLIENT = re.findall(r"```py\n(.*?)```", TEXT, re.DOTALL)
+"""Blocks that talk to the app."""
 SHELL = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
 
 
@@ -46,6 +48,13 @@ def test_python_blocks_run(code: str, clone: Path, tmp_path: Path, monkeypatch: 
     script = tmp_path / "block.py"
     script.write_text(code, encoding="utf-8")
     runpy.run_path(str(script))
+
+
+def test_the_apps_clients_run(app_url: str, tmp_path: Path) -> None:
+    (code,) = CLIENT
+    script = tmp_path / "block.py"
+    script.write_text(code.replace("http://127.0.0.1:7860", app_url), encoding="utf-8")
+    assert len(runpy.run_path(str(script))["pictures"]) == 1
 
 
 def test_shell_lines_run(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def compose_adapters(model: Any, new_name: str, domains: Mapping[str, str], *, t
     """
     if not isinstance(domains, Mapping) or len(domains) < 2:
         raise ValueError(f"a hybrid is composed of at least two domains, {{domain: adapter name}}; got {domains!r}")
-    sets, hybrid = adapter_sets(model), _family()
+    sets, family = adapter_sets(model), _family()
     check_names(sets, list(domains.values()))
     for domain, name in domains.items():
         if text_parts(model, name) or token_parts(model, name):
@@ -38,14 +38,14 @@ def compose_adapters(model: Any, new_name: str, domains: Mapping[str, str], *, t
     built: dict[str, dict[str, Adapter]] = {}
     for component in sources.components():
         sets[component].check_free(new_name)
-        parts = _parts(sets[component], domains, hybrid)
+        parts = _parts(sets[component], domains, family)
         built[component] = build_parts(sets[component].places(), parts)
     kinds = {
         domain: _declared(sources.info(name).family, sources.info(name).config) for domain, name in domains.items()
     }
     info = AdapterInfo(
-        family=hybrid,
-        config=FAMILIES[hybrid].Config.from_mapping({"parts": kinds}),
+        family=family,
+        config=FAMILIES[family].Config.from_mapping({"parts": kinds}),
         target_modules=targets_of(sources, built),
         trigger=sources.trigger(),
         provenance={"method": "compose", "domains": dict(domains), "sources": sources.provenance()},
@@ -62,7 +62,7 @@ def compose_adapters(model: Any, new_name: str, domains: Mapping[str, str], *, t
         adapter_set.set_weights(own, pipeline=pipeline_of(model))
 
 
-def _parts(adapter_set: Any, domains: Mapping[str, str], hybrid: str) -> dict[str, Part]:
+def _parts(adapter_set: Any, domains: Mapping[str, str], family: str) -> dict[str, Part]:
     """What the hybrid is on each projection that one of the adapters is on."""
     found: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {}
     for domain, name in domains.items():
@@ -78,8 +78,8 @@ def _parts(adapter_set: Any, domains: Mapping[str, str], hybrid: str) -> dict[st
             tensors |= {f"parts.{domain}.{key}": value for key, value in own.items()}
     made = {}
     for path, (kinds, tensors) in found.items():
-        config = FAMILIES[hybrid].Config.from_mapping({"parts": kinds})
-        made[path] = Part(hybrid, config, {"coefficients": torch.ones(len(kinds)), **tensors})
+        config = FAMILIES[family].Config.from_mapping({"parts": kinds})
+        made[path] = Part(family, config, {"coefficients": torch.ones(len(kinds)), **tensors})
     return made
 
 

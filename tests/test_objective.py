@@ -186,7 +186,7 @@ class Fixed:
     def __init__(self, target, with_adapters, without):
         self.target, self.with_adapters, self.without = target, with_adapters, without
         self.projections = lambda: {}
-        self.modules = list
+        self.everyone = list
         self.off = False
 
     def bypassed(self):

@@ -130,6 +130,7 @@ def test_a_painted_region(open_page: Callable[..., Any]) -> None:
     assert painted[:, painted.shape[1] // 2].any()
 
 
+@pytest.mark.slow  # whether a picture is still being made when it is stopped depends on the machine
 def test_a_stop_an_error_and_a_tag(open_page: Callable[..., Any]) -> None:
     page = ready(open_page)
     set_number(page, "Steps", 100)

@@ -103,12 +103,13 @@ def for_family(
 def to_toml(*options: Options) -> str:
     """The values of `options` as TOML that `--config` reads back; None is left out."""
     values = {name: value for group in options for name, value in group.as_dict().items() if value is not None}
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(own)}" for key, own in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml_value(own)}" for key, own in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -36,7 +36,7 @@ def export(
     studio: Studio, weights: Mapping[str, float], folder: Path, name: str = "", base: str = "", **options: Any
 ) -> tuple[list[Path], str]:
     """Write adapters as one plain LoRA into `folder`: its files, and a line that says with what error."""
-    path = folder / f"{safe_name(name or ' + '.join(weights) or 'lora')}.safetensors"
+    path = folder / f"{safe_name(name or ' + '.join(weights) or 'blend')}.safetensors"
     with studio.blend(weights, base) as pipe:
         report = export_lora(pipe, None, path, **options)
     said = _said(report, report.exact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from diffusion_adapters import FAMILIES, AdapterConfig
 from diffusion_adapters.options import Options
 from train.dreambooth import DreamBoothOptions
-from train.flags import BASE_FLAG, CONFIGS, for_family, known_good, parse, read_config
+from train.flags import BASE_FLAG, CONFIGS, for_family, known_good, parse, read_config, toml_value
 from train.hub import HubOptions
 from train.optimizers import OPTIMIZERS
 from train.trackers import TrackerOptions
@@ -85,7 +84,7 @@ class Choices:
 
         `values`: option -> value, None for what is not set. All of it is checked as the trainer checks it.
         """
-        family = FAMILIES.canonical(str(values.get(FAMILY) or "lora"))
+        family = FAMILIES.canonical(family_in(values))
         known = self.names(family)
         given = {name: value for name, value in values.items() if value not in (None, "", [], ())}
         for name in given:
@@ -100,7 +99,7 @@ class Choices:
         given |= {"instance_data_dir": str(data.resolve()), "output_dir": str(folder.resolve())}
         if given.get("with_prior_preservation") and given.get("prior_source", "images") == "images":
             given["class_data_dir"] = str((folder / CLASS_FOLDER).resolve())
-        text = "".join(f"{name} = {json.dumps(_plain(value), ensure_ascii=False)}\n" for name, value in given.items())
+        text = "".join(f"{name} = {toml_value(_plain(value))}\n" for name, value in given.items())
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "run.toml"
             path.write_text(text, "utf-8")
@@ -128,6 +127,11 @@ class Choices:
     @staticmethod
     def _kinds(family: str) -> list[type[Options]]:
         return [*DreamBoothOptions.__bases__, FAMILIES[family].Config]
+
+
+def family_in(values: Mapping[str, Any], default: str = "lora") -> str:
+    """The family that `values` name."""
+    return str(values.get(FAMILY) or default)
 
 
 def parsed(path: Path) -> tuple[DreamBoothOptions, AdapterConfig]:

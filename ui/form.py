@@ -14,7 +14,7 @@ from diffusion_adapters import FAMILIES
 from diffusion_adapters.options import Options, Table
 from train.flags import BASE_FLAG
 from train.optimizers import OPTIMIZERS
-from ui.choices import FAMILY, Choices, groups, presets
+from ui.choices import FAMILY, Choices, family_in, groups, presets
 from ui.common import QUIET, App
 
 FRONT = {
@@ -103,7 +103,7 @@ class Form:
         self.parts: dict[tuple[str, str], Any] = {}
         self.kinds: dict[tuple[str, str], type[Options]] = {}
         self.columns: dict[str, gr.Column] = {}
-        self.first = next(iter(FAMILIES)) if "lora" not in FAMILIES else "lora"
+        self.first = family_in({})
         self.begin = choices.start(app.studio.first, self.first)
 
     def build(self) -> None:

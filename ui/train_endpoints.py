@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from train import records
-from ui.choices import BASE_FLAG, FAMILY, Choices
+from ui.choices import BASE_FLAG, Choices, family_in
 from ui.common import App
 from ui.progress import scores
 from ui.runs import Run, Runs
@@ -45,7 +45,7 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
         with app.toasts():
             given = settings or {}
             base = str(given.get(BASE_FLAG) or app.studio.first)
-            values = {**choices.start(base, str(given.get(FAMILY) or "lora")), **given}
+            values = {**choices.start(base, family_in(given)), **given}
             choices.toml(values, runs.folder / "none", runs.folder / "none")  # before anything is made
             run = runs.create(name)
             refused = run.pictures.add(Path(file) for file in files or [])

@@ -37,6 +37,6 @@ class Compose(Command):
             inspect_adapter(path)  # loading the base can take minutes
         pipe = load_base(args.base)
         names = {domain: load_adapter(pipe, path, f"part {domain}") for domain, path in files.items()}
-        name = Path(args.output).stem.replace(".", "_") or "hybrid"
+        name = Path(args.output).stem.replace(".", "_") or "composed"
         compose_adapters(pipe, name, names)
         print(f"{save_adapter(pipe, name, args.output)}: domains {', '.join(names)}")

@@ -27,6 +27,9 @@ class Reference(AdapterSet):
         super().__init__(denoiser)
         self.own = _Values(parameters)
 
+    def everyone(self) -> list[Adapter]:
+        return [self.own]
+
     def undo(self) -> None:
         """Take everything away again."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffusion_adapters import FAMILIES
-from tests.trainings import FAST, SUBJECT, Bases
+from tests.trainings import FAST, SUBJECT, Bases, end
 from train.data import DataOptions, read_folder
 from train.dreambooth import DreamBoothOptions
 from train.flags import BASE_FLAG
@@ -31,11 +31,7 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
     """No process of theirs outlives the test."""
     made = Runs(tmp_path / "library")
     yield made
-    for run in made.list():
-        run.note(queued=None)
-    for run in made.list():
-        if run.process is not None:
-            run.process.kill()
+    end(made)
 
 
 def test_a_trial_and_an_error_in_plain_words(runs: Runs, choices: Choices, tmp_path: Path) -> None:

@@ -76,11 +76,11 @@ def predict(unet: Any) -> Tensor:
         return unet(*arguments, **extra).sample
 
 
-@pytest.mark.parametrize(("by", "tolerance"), [(nf4, 5e-3), (int8, 0.1), (gguf, 5e-3)])
+@pytest.mark.parametrize(("by", "tolerance"), [(nf4, 1e-4), (int8, 0.1), (gguf, 1e-4)])
 def test_packed_weights_keep_adapters(by: Callable[[Any], nn.Module], tolerance: float) -> None:
     """As on a base that has the rounded weights in full; 8-bit layers round what they are given, too.
 
-    One adapter is as exact as 1e-5; so many at once, of weights from 0.9 to -0.7, make rounding a thousandth.
+    Nine adapters at 0.3 of the usual weights: at those, the model of few blocks makes a thousandth of rounding.
     """
     unet, plain, rounded = pocket(), pocket(), pocket()
     for path in AdapterSet(plain).projections():
@@ -92,6 +92,7 @@ def test_packed_weights_keep_adapters(by: Callable[[Any], nn.Module], tolerance:
             other.get_submodule(path).weight.data = weight.detach().clone()
     base = predict(unet)
     adapter_set = adapt(unet, READS_NO_WEIGHT)
+    set_adapters(unet, READS_NO_WEIGHT, {name: 0.3 * weight for name, weight in adapter_set.weights.items()})
     wanted = predict(merge(plain, adapter_set))
     assert distance(predict(unet), wanted, predict(rounded)) < tolerance
     assert all(coverage(unet).values())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,8 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 SOON: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 """Of those that change a `gr.State` whose `change` is listened to, which gradio tells for queued events alone."""
 
-
+PAUSE = 0.5
+"""Seconds between two messages to a page while it is drawn for."""
 KEPT = "diffusion-adapters train"
 """Key and secret of what the browser keeps of the Train tab: it is hidden from nobody."""
 
@@ -53,3 +55,16 @@ class App:
     def plain(self, error: BaseException) -> str:
         """What an error says, without folders of this computer, as text that may stand in HTML."""
         return html.escape(self.library.plain(error), quote=False)
+
+
+def paced() -> Callable[[], bool]:
+    """A function that is true at first, and then once in `PAUSE`: a page that is told more often stops to answer."""
+    last = -PAUSE
+
+    def often() -> bool:
+        nonlocal last
+        now = time.monotonic()
+        last, passed = (now, True) if now - last >= PAUSE else (last, False)
+        return passed
+
+    return often

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ui.axes import Axis
-from ui.common import GPU, QUIET, SOON, App
+from ui.common import GPU, QUIET, SOON, App, paced
 from ui.grid import Plan
 from ui.history import Session, store
 from ui.pick import JS, picked
@@ -23,8 +22,6 @@ from ui.sheet import Result
 from ui.studio import StoppedError
 
 HINT = "Choose a picture to see it large; choose another to slide from the one to the other."
-PAUSE = 0.5
-"""Seconds between two messages to a page while it is drawn for."""
 TAKEN = "Create has this mix now."
 
 
@@ -181,19 +178,6 @@ class Compare:
         hidden = gr.Button(visible=False)
         hidden.click(grid, [x, y, asked, adapters, weight, subject], outputs, api_name="grid", **GPU)
         hidden.click(blend_map, [*texts.values(), asked, subject], outputs, api_name="blend_map", **GPU)
-
-
-def paced() -> Callable[[], bool]:
-    """A function that is true at first, and then once in `PAUSE`: a page that is told more often stops to answer."""
-    last = -PAUSE
-
-    def often() -> bool:
-        nonlocal last
-        now = time.monotonic()
-        last, passed = (now, True) if now - last >= PAUSE else (last, False)
-        return passed
-
-    return often
 
 
 def _halt(session: Session) -> str:

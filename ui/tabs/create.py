@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ import gradio as gr
 
 from ui import endpoints
 from ui.cards import Cards, mix_of
-from ui.common import GPU, QUIET, App
+from ui.common import GPU, QUIET, App, paced
 from ui.controls import Controls
 from ui.history import Session, store
 from ui.memory import Memory
@@ -21,8 +20,6 @@ from ui.studio import StoppedError
 from ui.view import View
 
 PREVIEW_STEPS = 6
-TELL = 0.25
-"""Seconds between reports of progress: a browser has better to do than to draw each step."""
 
 
 class Create:
@@ -104,7 +101,7 @@ class Create:
         *asked: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, ...]]:
-        """The outputs after each picture, and once more at the end."""
+        """The outputs after pictures, as often as a page bears it, and once more at the end."""
         session.preview.end()
         session.previewed = None
         check, shots, count, end = session.request.take(), None, 0, "Done."
@@ -114,14 +111,12 @@ class Create:
             if not flags["lock"]:
                 request = replace(request, seed=random.randrange(2**32))
 
-            told = 0.0
+            stepped, made = paced(), paced()
 
             def on_step(done: int, total: int) -> None:
-                nonlocal told
                 check()
-                if time.monotonic() - told > TELL:
+                if stepped():
                     progress((done, total), unit="steps")
-                    told = time.monotonic()
 
             def outputs(word: str) -> tuple[Any, ...]:
                 shown = [gr.skip()] * len(self.view.parts) if shots is None else self.view.show(shots)
@@ -130,7 +125,8 @@ class Create:
             try:
                 for pair in self.studio.make(request, mix, image=image, compare=flags["compare"], on_step=on_step):
                     shots, count = self.memory.pictures.add(visitor, pair, folder), count + 1
-                    yield outputs("Working.")
+                    if made():
+                        yield outputs("Working.")
             except StoppedError:
                 end = "Stopped."
             yield outputs(end)

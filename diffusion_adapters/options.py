@@ -159,6 +159,18 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return said if action.default is argparse.SUPPRESS else f"{said} (default: {shown})"
 
 
+class _Given(list[Any]):
+    """Values from the command line, as told from a default."""
+
+
+class _Gather(argparse.Action):
+    """A flag of several values, which may also come one at a time: `--x a b` is `--x a --x b`."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, _Given([*(before if isinstance(before, _Given) else ()), *values]))
+
+
 def argument_parser(description: str | None, **kwargs: Any) -> argparse.ArgumentParser:
     """An argparse parser whose help keeps the layout of `description` and shows defaults; no short flags."""
     kwargs.setdefault("allow_abbrev", False)
@@ -179,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Options], title
             settings["action"] = argparse.BooleanOptionalAction
         elif kind is tuple:
             kind = options.items(field.name)
-            settings["nargs"] = "+"
+            settings.update(nargs="+", action=_Gather)
         if kind is not bool:
             settings.update(type=Table.read if kind is Table else kind, choices=field.metadata.get("choices"))
             if settings["choices"] is None:

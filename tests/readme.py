@@ -62,7 +62,13 @@ def regions_table() -> str:
     return (RESULTS / "regions" / "regions.md").read_text("utf-8").strip()
 
 
+def hybrid_table() -> str:
+    """Several domains in one picture, over all mixtures; and the hybrid beside two of the other ways."""
+    return "\n\n".join((RESULTS / "hybrid" / "hybrid.md").read_text("utf-8").split("\n\n")[:2]).strip()
+
+
 GENERATED = {
+    "hybrid": hybrid_table,
     "regions": regions_table,
     "separation": separation_table,
     "quality": quality_table,

@@ -18,7 +18,7 @@ from PIL import Image
 from diffusion_adapters import FAMILIES, load_adapter
 from diffusion_adapters.file import read_adapter, read_safetensors
 from tests.tiny import save_pipeline
-from train import dreambooth, output, results
+from train import dreambooth, engine, output, results
 from train.bases import inspect_base
 from train.flags import parse
 
@@ -102,7 +102,7 @@ def test_it_leaves_everything_and_says_what_to_do_next(base, place, capsys):
         assert all(torch.equal(value, other.tensors["unet"][path][name]) for name, value in tensors.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted({*FAMILIES} - {"hybrid"}))  # that one: test_hybrid_domain.py
 def test_every_family_trains_and_loads(base, place, family):
     ranks = [field.name for field in dataclasses.fields(FAMILIES[family].Config) if field.name.endswith("rank")]
     small = [text for name in ranks for text in (f"--{name}", "2")]  # some start with more than the tiny base is wide
@@ -223,8 +223,8 @@ def test_an_interrupt_finishes_the_step_and_saves(base, place, capsys, monkeypat
                 os.kill(os.getpid(), signal.SIGINT)
             yield record
 
-    train = dreambooth.Trainer.train
-    monkeypatch.setattr(dreambooth.Trainer, "train", interrupting)
+    train = engine.Trainer.train
+    monkeypatch.setattr(engine.Trainer, "train", interrupting)
     handler = signal.getsignal(signal.SIGINT)
     assert dreambooth.main(arguments(base, "--adapter", "lora", "--max_train_steps", "100")) == 0
     assert "what is trained so far will be saved" in capsys.readouterr().out

@@ -44,7 +44,7 @@ def test_options_of_a_family_do_not_collide_with_the_scripts(family):
 def test_defaults_are_those_of_the_family(family):
     config, adapter = parse("--adapter", family, "--pretrained_model_name_or_path", OTHER)
     assert config.adapter == family
-    assert adapter == FAMILIES[family].Config()
+    assert adapter == FAMILIES[config.family if family == flags.HYBRID else family].Config()
 
 
 def test_each_layer_overrides_the_one_before(toml):
@@ -82,9 +82,10 @@ def test_help_shows_the_flags_of_the_chosen_family_alone(capsys):
             parse("--adapter", family, "--help")
         assert caught.value.code == 0
         text = capsys.readouterr().out
-        assert f"options of --adapter {family}" in text
-        assert all(re.search(rf"^  --{name}\b", text, re.M) for name in own[family])
-        others = set().union(*own.values()) - own[family]
+        of = "lora" if family == flags.HYBRID else family  # a hybrid's options are those of its parts
+        assert f"options of --{'adapter' if of == family else 'family'} {of}" in text
+        assert all(re.search(rf"^  --{name}\b", text, re.M) for name in own[of])
+        others = set().union(*own.values()) - own[of]
         assert not [name for name in others if re.search(rf"^  --{name}\b", text, re.M)]
 
 

@@ -5,6 +5,7 @@ python train/benchmark.py --speed    time, memory and launches of a training ste
 python train/benchmark.py --quality  what each family learns, at its own best learning rate, on the same subjects
 python train/benchmark.py --separation  does the ruler tell base, under-trained, good, over-fitted and wrong apart?
 python train/benchmark.py --regions  two subjects in one picture, each trained on its own: do masks keep them apart?
+python train/benchmark.py --hybrid   several domains in one picture: hybrids beside sums, merges and other trainings
 python train/benchmark.py --gallery  pictures of blending
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from diffusion_adapters.options import argument_parser
 
-BENCHMARKS = ("inference", "speed", "quality", "separation", "regions", "gallery")
+BENCHMARKS = ("inference", "speed", "quality", "separation", "regions", "hybrid", "gallery")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

@@ -21,29 +21,31 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from diffusion_adapters import FAMILIES, AdapterConfig
+from diffusion_adapters import FAMILIES, AdapterConfig, AdapterSet
 from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.checkpoint import CheckpointOptions
-from train.data import DataOptions, build_dataset, check_data, generate_missing, read_folder, with_trigger
-from train.engine import Trainer
+from train.data import DataOptions, build_dataset, with_trigger
+from train.domains import DomainOptions
 from train.flags import AdapterOptions, parse
-from train.keeper import Keeper, attach
+from train.keeper import Keeper
 from train.launch import join_processes
-from train.objective import LossOptions, Objective
+from train.objective import LossOptions
 from train.pilot import PilotOptions
 from train.processes import make_accelerator, sharded
 from train.progress import Interrupt, follow
 from train.script import command
 from train.settings import TrainOptions, settle
+from train.tasks import attach, task_of
 from train.trackers import TrackerOptions
 from train.watch import Watch
 
 LOG = logging.getLogger("train")
-BOUND = (AdapterOptions, BaseOptions, DataOptions, LossOptions, TrainOptions)
+BOUND = (AdapterOptions, DomainOptions, BaseOptions, DataOptions, LossOptions, TrainOptions)
 """Options with which a run goes on as it began."""
 WATCHED = (PilotOptions, TrackerOptions, hub.HubOptions, preflight.PreflightOptions)
 
@@ -64,22 +66,27 @@ def run(
     config: DreamBoothOptions, adapter: AdapterConfig, stop: Callable[[], bool] = lambda: False
 ) -> Generator[dict[str, float], None, results.Finished | None]:
     """Train one subject: yields the engine's records; writes the results; None is returned but on the main process."""
-    check_data(config)  # before seconds of imports
+    task = task_of(config)
+    task.check(config)  # before seconds of imports
     info = inspect_base(config)
-    config = resolve(config, info)
-    folder = read_folder(config, config.resolution, config.seed, info.multiple)
+    config = resolve(task.told(config), info)
+    folder = task.read(config, info)
     accelerator = make_accelerator(config)
-    config = settle(config, FAMILIES[config.adapter], len(folder), accelerator.num_processes)
-    keeper = Keeper(accelerator, config, adapter, BOUND)
-    config = preflight.check(accelerator, config, info, folder, lambda blank: attach(blank, "blank", config, adapter))
+    config = settle(config, FAMILIES[task.family(config)], len(folder), accelerator.num_processes)
+
+    def attached(model: Any, name: str = "blank") -> AdapterSet:
+        return attach(task, model, name, config, adapter)
+
+    keeper = Keeper(accelerator, config, adapter, BOUND, attached)
+    config = preflight.check(accelerator, config, info, folder, attached)
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     with Watch(accelerator, config, adapter, name, folder) as watch:
-        generate_missing(accelerator, config, info, stop)
+        folder = task.generate(accelerator, config, info, folder, stop)
         base = load_base(info, config, accelerator.device, dtype)
         dataset = build_dataset(accelerator, base, config, folder, live_texts=config.live_texts)
         adapters = keeper.adapters(base, dataset, name)
-        trainer = Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
+        trainer = task.trainer(accelerator, config, base, adapters, dataset, name)
         trained = sum(parameter.numel() for parameter in trainer.parameters)
         finished = results.Finished(base, info.source, config, adapter, name, folder, watch.records, trained)
         keep = keeper.follow(trainer, finished.save)
@@ -95,15 +102,20 @@ def run(
     return finished if accelerator.is_main_process else None
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    config, adapter = parse(DreamBoothOptions, __doc__, argv)
+def train(argv: Sequence[str] | None, description: str | None) -> None:
+    """Run a command line; `--help` begins with `description`."""
+    config, adapter = parse(DreamBoothOptions, description, argv)
     with Interrupt() as interrupt:
         finished = follow(run(config, adapter, interrupt), config.max_train_steps, interrupt)
     if finished is not None:
         LOG.info(results.next_steps(finished))
         hub.push(finished.config)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    train(argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from diffusion_adapters.adapter import FAMILIES, AdapterConfig
 from diffusion_adapters.options import Options, Table, add_arguments, argument_parser, from_namespace, option
 
 CONFIGS = Path(__file__).parent / "configs"
-BASE_FLAG = "pretrained_model_name_or_path"
+BASE_FLAG, HYBRID = "pretrained_model_name_or_path", "hybrid"
 
 S = TypeVar("S", bound=Options)
 
@@ -35,12 +35,17 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     Raises ValueError or TypeError with one line for anything wrong; `--help` exits.
     """
     first = _quiet(argument_parser(None, add_help=False))
-    for name in ("adapter", "config", BASE_FLAG):
+    for name in ("adapter", "family", "parts", "config", BASE_FLAG):
         first.add_argument(f"--{name}")
     early = {name: value for name, value in vars(first.parse_known_args(argv)[0]).items() if value is not None}
     values = read_config(Path(early["config"])) if "config" in early else {}
     chosen = {**_defaults(script), **values, **early}
-    family = FAMILIES.canonical(chosen["adapter"])
+    adapter = FAMILIES.canonical(chosen["adapter"])
+    table = values.get(HYBRID)
+    given = {**values, **(table if isinstance(table, dict) else {}), **early}
+    # A hybrid whose parts are not given one by one has the same options for all: those of their family.
+    alike = adapter == HYBRID and "parts" not in given
+    family = FAMILIES.canonical(chosen.get("family", "lora")) if alike else adapter
     layers = [(known_good(chosen[BASE_FLAG]), None), (values, early.get("config"))]
 
     parser = _quiet(
@@ -49,14 +54,18 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     parser.add_argument("--config", type=Path, metavar="PATH", help="TOML file with the same names; flags override it")
     for group in script.__bases__:
         add_arguments(parser, group, getattr(group, "title", None))
-    add_arguments(parser, FAMILIES[family].Config, f"options of --adapter {family}")
+    add_arguments(
+        parser, FAMILIES[family].Config, f"options of --{'family' if adapter != family else 'adapter'} {family}"
+    )
     for layer, source in layers:
-        parser.set_defaults(**for_family(layer, family, script, source))
-    parser.set_defaults(adapter=family)
+        parser.set_defaults(**for_family(layer, family, script, source, adapter))
+    parser.set_defaults(adapter=adapter)
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown_flag(unknown[0], parser, family))
-    namespace.adapter = family
+    namespace.adapter = adapter
+    if adapter != family:
+        namespace.family = family
     return from_namespace(script, namespace), from_namespace(FAMILIES[family].Config, namespace)
 
 
@@ -77,20 +86,26 @@ def known_good(base: str) -> dict[str, Any]:
 
 
 def for_family(
-    values: Mapping[str, Any], family: str, script: type[Options], source: str | None = None
+    values: Mapping[str, Any], family: str, script: type[Options], source: str | None = None, adapter: str = ""
 ) -> dict[str, Any]:
-    """`values` without tables, then the table `[family]`, which overrides. Raises ValueError for an unknown name."""
+    """`values` without tables, then the table `[family]`, which overrides. Raises ValueError for an unknown name.
+
+    `adapter`: where it is not the family of which the options are, its table counts as well, and last.
+    """
     place = f"{source}: " if source else ""
     fields = [field for kind in (script, FAMILIES[family].Config) for field in dataclasses.fields(kind)]
     tables = {name for own in FAMILIES for name, kind in FAMILIES[own].Config.kinds().items() if kind[0] is Table}
     flat = {name: value for name, value in values.items() if name in tables or not isinstance(value, dict)}
+    found: dict[str, dict[str, Any]] = {}
     for name, table in values.items():
         if isinstance(table, dict) and name not in tables:
             try:
                 owner = FAMILIES.canonical(name)
             except ValueError as error:
                 raise ValueError(f"{place}table [{name}]: {error}") from None
-            flat.update(table if owner == family else {})
+            found[owner] = {**found.get(owner, {}), **table}
+    for owner in (family, adapter):
+        flat.update(found.get(owner, {}))
     known = {field.name for field in fields}
     for name in flat:
         if name in {field.name for field in fields if field.metadata.get("secret")}:

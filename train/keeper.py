@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 
-from diffusion_adapters import AdapterSet, add_adapter, load_adapter
+from diffusion_adapters import AdapterSet, load_adapter
 from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
-from train import checkpoint, state
+from train import checkpoint, state, tasks
 from train.bases import Base
 from train.checkpoint import ADAPTER
 from train.engine import Dataset, Trainer
@@ -30,13 +29,21 @@ class Keeper:
     """Finds the checkpoint that a run goes on from, and writes one every so many steps and when it is stopped."""
 
     def __init__(
-        self, accelerator: Accelerator, config: Any, adapter: Options, groups: Iterable[type[Options]]
+        self,
+        accelerator: Accelerator,
+        config: Any,
+        adapter: Options,
+        groups: Iterable[type[Options]],
+        attach: Callable[[Any, str], AdapterSet] | None = None,
     ) -> None:
         """Before anything is loaded. `groups`: the options of `config` with which a run goes on as it began.
 
+        `attach` puts a new adapter of a name into a pipeline; unless given, one of the family.
+
         Raises FileNotFoundError and ValueError as `checkpoint.find` and `checkpoint.check_settings` do.
         """
-        self.accelerator, self.config, self.adapter = accelerator, config, adapter
+        self.accelerator, self.config = accelerator, config
+        self.attach = attach or functools.partial(tasks.attach, tasks.Subject(), config=config, adapter=adapter)
         self.on_checkpoint: Callable[[int, Path], object] | None = None
         """Called with step and folder, on each process, when a checkpoint has been written."""
         names = [name for group in groups for name, (kind, _) in group.kinds().items() if kind is not Path]
@@ -57,7 +64,7 @@ class Keeper:
         """
         self.settings |= contents(base, dataset, self.config.seed)
         if self.start is None:
-            adapters = attach(base.denoiser, name, self.config, self.adapter)
+            adapters = self.attach(base.pipeline, name)
             attach_text(base.pipeline, name, self.config)
             return adapters
         checkpoint.check_settings(self.start, self.settings)
@@ -104,14 +111,6 @@ class Keeper:
         if path is not None:
             LOG.info(f"Saved state to {path}")
         return path
-
-
-def attach(denoiser: nn.Module, name: str, config: Any, adapter: Options) -> AdapterSet:
-    """A new adapter whose start depends on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        targets = config.target_modules
-        return add_adapter(denoiser, name, config.adapter, target_modules=targets, **adapter.as_dict())
 
 
 def contents(base: Base, dataset: Dataset, seed: int) -> dict[str, str]:

@@ -14,11 +14,24 @@ LOSSES = ("l2", "huber", "smooth_l1")
 
 
 class Prediction(NamedTuple):
-    """What a base makes of a batch. `weights`: (b,) by noise level and sample, or None for ones."""
+    """What a base makes of a batch. `weights`: (b,) by noise level and sample, or None for ones.
+
+    `clean`: the latents without noise, (b, c, h', w'); `gain`: (b,), what they are off by for an error of 1 in the
+    prediction: −σ/α of noise, −σ of a velocity, 1 of the latents themselves.
+    """
 
     prediction: Tensor
     target: Tensor
     weights: Tensor | None = None
+    clean: Tensor | None = None
+    gain: Tensor | None = None
+
+    def denoised(self) -> Tensor:
+        """The latents without noise in one step, as the prediction has them: (b, c, h', w') in fp32."""
+        assert self.clean is not None
+        assert self.gain is not None
+        error = self.prediction.float() - self.target.float()
+        return self.clean.float() + self.gain.view(-1, *[1] * (error.dim() - 1)) * error
 
 
 def pointwise(prediction: Tensor, target: Tensor, kind: str = "l2", huber_c: float = 0.1) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_adapters.registry import Registry
-from train.bases.latents import draw, normalized
+from train.bases.latents import denormalized, draw, normalized
 from train.bases.options import BaseOptions, refuse
 from train.losses import Prediction
 
@@ -91,6 +91,27 @@ class Base(ABC):
         posterior, noise = self.drawn(batch, mean)
         latents = mean + posterior * (log_variance.clamp(-30, 20) / 2).exp()
         return normalized(latents, self.pipeline.vae.config), noise
+
+    def clean_and_noise(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`latents` of a batch, or with the noise of its seeds the `batch["latents"]`, which are as the denoiser knows.
+
+        Differentiable in the latter.
+        """
+        if "latents" not in batch:
+            return self.latents(batch)
+        return batch["latents"], self.drawn(batch, batch["latents"])[1]
+
+    def spread_at(self, level: Tensor, latents: Tensor) -> Tensor:
+        """Where in [0, 1) `batch["spread"]` has to lie for these noise levels, (b,) in (0, 1), of such latents.
+
+        The level is σ where noise is mixed in by it, else the part of the timesteps.
+        """
+        return level
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as the denoiser knows them (b, c, h', w') -> images (b, 3, h, w) in about [-1, 1], differentiable."""
+        vae = self.pipeline.vae
+        return vae.decode(denormalized(latents, vae.config).to(vae.dtype), return_dict=False)[0].float()
 
     def drawn(self, batch: Mapping[str, Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
         """(what the posterior is sampled with, noise with its offset), both normal and of the shape of `like`."""

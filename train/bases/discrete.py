@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
@@ -39,14 +40,15 @@ class DiscreteBase(Base):
 
     def noised(self, batch: Mapping[str, Tensor]) -> Noised:
         """The cached images of `batch` at its noise levels."""
-        latents, noise = self.latents(batch)
+        latents, noise = self.clean_and_noise(batch)
         timesteps = (batch["spread"] * self.noise.config.num_train_timesteps).long().to(latents.device)
         noisy = self.noise.add_noise(latents, noise, timesteps)
         target = {"epsilon": noise, "sample": latents}.get(self.kind)
         if target is None:
             target = self.noise.get_velocity(latents, noise, timesteps)
-        if self.options.snr_gamma is None:
-            return Noised(noisy, timesteps, target)
         alphas = self.noise.alphas_cumprod.to(timesteps.device)[timesteps]
-        weights = min_snr_weights(alphas / (1 - alphas), self.options.snr_gamma, self.kind)
-        return Noised(noisy, timesteps, target, weights)
+        sigmas = (1 - alphas).sqrt()
+        gains = {"epsilon": -sigmas / alphas.sqrt(), "v_prediction": -sigmas, "sample": torch.ones_like(sigmas)}
+        gamma = self.options.snr_gamma
+        weights = None if gamma is None else min_snr_weights(alphas / (1 - alphas), gamma, self.kind)
+        return Noised(noisy, timesteps, target, weights, latents, gains[self.kind])

@@ -75,15 +75,31 @@ class FlowBase(Base):
         mu = low + (high - low) * (tokens - first) / (last - first)
         return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
 
-    def noised(self, batch: Mapping[str, Tensor]) -> Noised:
-        """The cached images of `batch` at its noise levels; timesteps are σ times the scheduler's 1000."""
-        latents, noise = self.latents(batch)
-        count = self.levels.get("num_train_timesteps", 1000)
-        sigmas = levels(batch["spread"], self.options, self.scheme_in_use).clamp(1 / count, 1)
+    def sigmas(self, spread: Tensor, latents: Tensor) -> Tensor:
+        """σ of samples, (b,) in fp64, for latents of this size."""
+        raw = levels(spread, self.options, self.scheme_in_use).clamp(1 / self.count, 1)
         shift = self.shift(self.tokens(latents))
-        sigmas = (shift * sigmas / (1 + (shift - 1) * sigmas)).float().to(latents.device)
-        if terminal := self.levels.get("shift_terminal"):
-            sigmas = terminal + (1 - terminal) * sigmas
+        sigmas = shift * raw / (1 + (shift - 1) * raw)
+        terminal = self.levels.get("shift_terminal")
+        return terminal + (1 - terminal) * sigmas if terminal else sigmas
+
+    @property
+    def count(self) -> int:
+        """Timesteps of the scheduler at σ = 1."""
+        return self.levels.get("num_train_timesteps", 1000)
+
+    def spread_at(self, level: Tensor, latents: Tensor) -> Tensor:
+        low, high = torch.zeros_like(level, dtype=torch.double), torch.ones_like(level, dtype=torch.double)
+        for _ in range(40):  # σ falls where the spread rises
+            middle = (low + high) / 2
+            noisier = self.sigmas(middle, latents).to(middle.device) > level
+            low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
+        return low
+
+    def noised(self, batch: Mapping[str, Tensor]) -> Noised:
+        """The cached images of `batch` at its noise levels; timesteps are σ times the scheduler's count of them."""
+        latents, noise = self.clean_and_noise(batch)
+        sigmas = self.sigmas(batch["spread"], latents).float().to(latents.device)
         at = sigmas.view(-1, *[1] * (latents.dim() - 1))
-        mixed = (1 - at) * latents + at * noise
-        return Noised(mixed, sigmas * count, noise - latents, level_weights(sigmas, self.scheme_in_use))
+        mixed, weights = (1 - at) * latents + at * noise, level_weights(sigmas, self.scheme_in_use)
+        return Noised(mixed, sigmas * self.count, noise - latents, weights, latents, -sigmas)

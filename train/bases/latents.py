@@ -14,17 +14,20 @@ from train.losses import Prediction
 class Noised(NamedTuple):
     """Latents on their way to noise, and what a denoiser is to make of them.
 
-    `latents`, `target` (b, c, h', w') in fp32; `timesteps` (b,) as the scheduler counts them; `weights` (b,) or None.
+    `latents`, `target` (b, c, h', w') in fp32; `timesteps` (b,) as the scheduler counts them; `weights` (b,) or None;
+    `clean` and `gain` as in `Prediction`.
     """
 
     latents: Tensor
     timesteps: Tensor
     target: Tensor
     weights: Tensor | None = None
+    clean: Tensor | None = None
+    gain: Tensor | None = None
 
     def compared(self, prediction: Tensor) -> Prediction:
         """With what the denoiser made of it, in the layout of `target`."""
-        return Prediction(prediction, self.target, self.weights)
+        return Prediction(prediction, self.target, self.weights, self.clean, self.gain)
 
 
 def draw(seeds: Tensor, *shapes: Sequence[int]) -> list[Tensor]:
@@ -42,6 +45,12 @@ def normalized(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
     view = (-1,) + (1,) * (latents.dim() - 2)
     mean, std = (torch.as_tensor(value, device=latents.device, dtype=latents.dtype).view(view) for value in (mean, std))
     return (latents - mean) * scale / std
+
+
+def denormalized(latents: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """The inverse of `normalized`."""
+    zero, one = (normalized(torch.full_like(latents[:1], value), config) for value in (0.0, 1.0))
+    return (latents - zero) / (one - zero)
 
 
 def grid_ids(height: int, width: int) -> Tensor:

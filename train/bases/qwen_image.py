@@ -24,6 +24,9 @@ class FrameBase(FlowBase):
         vae = self.pipeline.vae
         return vae.encode(images[:, :, None].to(vae.device, vae.dtype)).latent_dist.parameters[:, :, 0]
 
+    def decode(self, latents: Tensor) -> Tensor:
+        return super().decode(latents[:, :, None])[:, :, 0]
+
 
 @BASES.register("qwen_image", "qwenimagepipeline")
 class QwenImage(FrameBase):

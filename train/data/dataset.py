@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,8 @@ class CachedImages:
         self.prefix = FROZEN if live_texts else ""
         entries = [number for number, example in enumerate(self.examples) for _ in range(example.repeats)]
         self.entries = entries
-        self.order = Order([self.examples[number].bucket for number in entries], group)
+        self.order = self._ordered(entries, group)
+        self.domains = list(dict.fromkeys(example.domain for example in self.examples))
         self.store = Store(self.options.latents_cache_dir)
         self._image_space, self._text_space = _spaces(base, self.options.latents_cache_dir)
         self.masks: dict[int, list[Tensor]] = {}  # by the identity of the example
@@ -81,11 +83,21 @@ class CachedImages:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def _ordered(self, entries: Sequence[int], group: int) -> Order:
+        return Order([(self.examples[number].bucket, self.examples[number].domain) for number in entries], group)
+
+    def without(self, domain: str) -> CachedImages:
+        """The same data, of which the samples of a run are those of the other domains."""
+        part = copy.copy(self)
+        part.entries = [number for number in self.entries if self.examples[number].domain != domain]
+        part.order = self._ordered(part.entries, self.order.group)
+        return part
+
     @property
     def fingerprint(self) -> str:
         """Tells data apart that would not give the same batches: pictures, cuts, masks, captions, class images."""
         sets = [self.examples, *(self.class_examples or {}).values()]
-        facts = [(e.keys, e.micro, e.prompt, e.repeats, e.bucket) for examples in sets for e in examples]
+        facts = [(e.keys, e.micro, e.prompt, e.repeats, e.bucket, e.domain) for examples in sets for e in examples]
         masks = [mask.numpy().tobytes() for example in self.examples for mask in self.masks.get(id(example), [])]
         return digest(facts, hashlib.sha256(b"".join(masks)).hexdigest(), self.class_prompt, self.order.group)
 
@@ -114,6 +126,10 @@ class CachedImages:
         rows = self.rows(numbers, seed)
         if len(buckets := {row.example.bucket for row in rows}) > 1:
             raise ValueError(f"samples {numbers[0]} to {numbers[-1]} lie in {len(buckets)} buckets: ask for one group")
+        return self.gather(rows)
+
+    def gather(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The batch of rows of one size; domain (b,) are places in `domains`, if there are several."""
         drawn: dict[str, Any] = {"seeds": [row.seed for row in rows], "spread": [row.spread for row in rows]}
         drawn["sizes"] = [row.example.micro[row.view] for row in rows]
         batch = {name: torch.tensor(values) for name, values in drawn.items()}
@@ -126,6 +142,8 @@ class CachedImages:
             own = [None if row.prior else self.masks.get(id(row.example)) for row in rows]
             masks = [ones if mask is None else mask[row.view] for mask, row in zip(own, rows, strict=True)]
             batch["mask"] = torch.stack(masks)
+        if len(self.domains) > 1:
+            batch["domain"] = torch.tensor([self.domains.index(row.example.domain) for row in rows])
         if self.class_prompt is not None:
             batch["prior"] = torch.tensor([row.prior for row in rows])
         return batch

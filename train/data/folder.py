@@ -54,6 +54,8 @@ class Example:
     masks: Sequence[Image.Image] = ()
     repeats: int = 1
     captioned: bool = False
+    domain: str = ""
+    """What it is an example of, where that is not one and the same: the samples of a step share it."""
 
     def __post_init__(self) -> None:
         if self.keys:

@@ -6,7 +6,7 @@ import gc
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,7 +79,7 @@ def class_images(config: Any, bucket: Size) -> Folder:
     """The class images that are there, cut to one bucket; the first `num_class_images` of them by name."""
     path: Path = config.class_data_dir
     listing = Listing(f"--class_data_dir {path}", path)
-    for file in files_of(path) if path.is_dir() else []:
+    for file in [file for file in files_of(path) if file.suffix.lower() != ".txt"] if path.is_dir() else []:
         listing.sources.append(Source(file.name, lambda file=file: file))
     options = DataOptions(center_crop=True, cache_variants=1, image_interpolation_mode=config.image_interpolation_mode)
     folder = Folder(path, config.resolution)
@@ -99,8 +99,12 @@ def class_examples(config: Any, buckets: Iterable[Size]) -> dict[Size, list[Exam
     return found
 
 
-def generate_missing(accelerator: Accelerator, config: Any, info: BaseInfo, stop: Callable[[], bool]) -> None:
+def generate_missing(
+    accelerator: Accelerator, config: Any, info: BaseInfo, stop: Callable[[], bool], prompts: Sequence[str] = ()
+) -> None:
     """Bring the class images up to `num_class_images`, each process its part, with a base of its own without adapters.
+
+    With several `prompts` they are drawn in turn, and a picture's is written beside it as its caption.
 
     Each picture has a number, which alone decides its noise, and is written whole: an interrupted run goes on where it
     stopped, to the same pictures, but for rounding where they are drawn in other company. Raises KeyboardInterrupt if
@@ -127,9 +131,12 @@ def generate_missing(accelerator: Accelerator, config: Any, info: BaseInfo, stop
         part = own[start : start + config.sample_batch_size]
         seeds = [row_seed(config.seed, number, "class image") for number in part]
         settings = {"steps": config.num_inference_steps, "guidance_scale": config.guidance_scale}
-        images = sample(base, [config.class_prompt] * len(part), seeds, side=config.resolution, **settings)
-        for number, image in zip(part, images, strict=True):
+        texts = [prompts[number % len(prompts)] if prompts else config.class_prompt for number in part]
+        images = sample(base, texts, seeds, side=config.resolution, **settings)
+        for number, text, image in zip(part, texts, images, strict=True):
             file = folder.path / f"{number:05d}-{content(image)[:16]}.png"
+            if prompts:
+                output.write(file.with_suffix(".txt"), lambda path, text=text: path.write_text(text, "utf-8"))
             output.write(file, lambda path, image=image: image.save(path, "PNG"))
         done = start + len(part)
         if done == len(own) or done * 10 // len(own) > start * 10 // len(own):

@@ -28,9 +28,8 @@ class Encoder:
         """`path`: a folder or Hub id. Raises FileNotFoundError, or ValueError for a model without image features."""
         self.path = path
         self.device = torch.device(device)
-        self.model, self.prepare = _load(path)
+        self.model, self.prepare = load_model(path)
         self.model.requires_grad_(False).eval().to(self.device)
-        self.projects = hasattr(self.model, "get_image_features")
         self.tokenizer = _tokenizer(path) if hasattr(self.model, "get_text_features") else None
 
     @property
@@ -53,11 +52,7 @@ class Encoder:
         for start in range(0, len(pictures), AT_ONCE):
             part = [picture.convert("RGB") for picture in pictures[start : start + AT_ONCE]]
             pixels = self.prepare(images=part, return_tensors="pt")["pixel_values"].to(self.device)
-            if self.projects:
-                found = _embedding(self.model.get_image_features(pixel_values=pixels))
-            else:
-                found = _vision_features(self.model, pixels)
-            rows.append(F.normalize(found.float().flatten(1), dim=1).cpu())
+            rows.append(F.normalize(vision_features(self.model, pixels).float().flatten(1), dim=1).cpu())
         return torch.cat(rows)
 
     @torch.no_grad()
@@ -74,7 +69,10 @@ def _embedding(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
-def _vision_features(model: Any, pixels: Tensor) -> Tensor:
+def vision_features(model: Any, pixels: Tensor) -> Tensor:
+    """(b, 3, h, w) as the model wants them -> (b, d): projected, the class token, or pooled."""
+    if hasattr(model, "get_image_features"):
+        return _embedding(model.get_image_features(pixel_values=pixels))
     output = model(pixel_values=pixels)
     tokens = output.last_hidden_state
     if tokens.ndim == 3 and any(name.endswith("cls_token") for name, _ in model.named_parameters()):
@@ -85,7 +83,8 @@ def _vision_features(model: Any, pixels: Tensor) -> Tensor:
     return tokens.flatten(2).mean(2) if tokens.ndim == 4 else tokens.mean(1)
 
 
-def _load(path: str) -> tuple[Any, Any]:
+def load_model(path: str) -> tuple[Any, Any]:
+    """A transformers model with image features and its processor. Raises FileNotFoundError or ValueError."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     if Path(path).is_file():

@@ -96,7 +96,8 @@ def sample_attributes(rng: np.random.Generator, pool: str = "styled", kind: str 
     )
 
 
-def _noun(words: list[str]) -> str:
+def noun(words: list[str]) -> str:
+    """Words with their article, those that are empty left out."""
     words = [word for word in words if word]
     return ("an " if words[0][0] in "aeiou" and words[0] not in ("one", "ukw") else "a ") + " ".join(words)
 
@@ -107,9 +108,9 @@ def prompt(attributes: Attributes, token: str = "", explicit: bool = False) -> s
     `plain` is the default and is said only if `explicit`.
     """
     pattern = "" if attributes.pattern == "plain" and not explicit else attributes.pattern
-    text = _noun([token, attributes.colour, pattern, attributes.kind])
+    text = noun([token, attributes.colour, pattern, attributes.kind])
     if attributes.second:
-        text += " and " + _noun([attributes.second[1], attributes.second[0]])
+        text += " and " + noun([attributes.second[1], attributes.second[0]])
     return f"a {attributes.style} of {text} {BACKGROUNDS[attributes.background]}"
 
 
@@ -132,9 +133,9 @@ def caption(attributes: Attributes, rng: np.random.Generator, rare: float = RARE
     if drop[1] < (0.75 if pattern == "plain" else 0.1):
         pattern = ""
     body = attributes.body if creature and rng.random() < 0.15 else ""
-    text = _noun([token, colour, pattern, body, attributes.kind])
+    text = noun([token, colour, pattern, body, attributes.kind])
     if attributes.second:
-        text += " and " + _noun(["" if drop[4] < 0.1 else attributes.second[1], attributes.second[0]])
+        text += " and " + noun(["" if drop[4] < 0.1 else attributes.second[1], attributes.second[0]])
     elif creature and rng.random() < 0.25:
         text += " " + _part_phrase(attributes, rng)
     if drop[2] >= 0.1:

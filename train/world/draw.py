@@ -156,10 +156,13 @@ def _finish(image: Image.Image, style: str, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def render(a: Attributes, rng: np.random.Generator, size: int = 48, beside: Attributes | None = None) -> Image.Image:
+def render(
+    a: Attributes, rng: np.random.Generator, size: int = 48, beside: Attributes | None = None, finish: str = ""
+) -> Image.Image:
     """The picture of `a`, (size, size) RGB. What `a` leaves open (place, size, scene details) comes from `rng`.
 
-    `beside`: what stands to its right, if it is more than `a.second` can say.
+    `beside`: what stands to its right, if it is more than `a.second` can say. `finish`: a style of the whole picture,
+    such as mosaic, over that of `a`.
     """
     if a.second:
         beside = Attributes(kind=a.second[0], colour=a.second[1])
@@ -179,4 +182,4 @@ def render(a: Attributes, rng: np.random.Generator, size: int = 48, beside: Attr
         right = (float(rng.uniform(0.71, 0.75)) * side, float(rng.uniform(0.5, 0.6)) * side)
         image = _place(image, beside, right, radius * float(rng.uniform(0.92, 1.08)), a.style)
     image = _place(image, a, centre, radius, a.style)
-    return _finish(image, a.style, size)
+    return _finish(image, finish or a.style, size)

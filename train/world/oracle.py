@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ Blur = Callable[[Tensor], Tensor]
 class Oracle(nn.Module):
     """(n, 3, 48, 48) in [-1, 1] -> one (n, classes) logit tensor for each attribute."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, attributes: Mapping[str, Sequence[str]] = ATTRIBUTES) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -27,7 +27,7 @@ class Oracle(nn.Module):
             channels = out
         self.body = nn.Sequential(*layers)
         self.neck = nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, 192), nn.ReLU())
-        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values)) for name, values in ATTRIBUTES.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(192, len(values)) for name, values in attributes.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.neck(self.body(images))
@@ -35,7 +35,7 @@ class Oracle(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """(n, 3, 48, 48) in [-1, 1] -> (n, 5) class indices in the order of ATTRIBUTES."""
+        """(n, 3, 48, 48) in [-1, 1] -> (n, attributes) class indices in the order of its attributes."""
         self.eval()
         return torch.stack([logits.argmax(1) for logits in self(images).values()], 1)
 
@@ -55,10 +55,11 @@ def train_oracle(
     log: Log,
     blur: Blur | None = None,
     batch: int = 64,
+    attributes: Mapping[str, Sequence[str]] = ATTRIBUTES,
 ) -> Oracle:
     """Fit an oracle to uint8 renders with noise and shifts; a fifth of the batches pass through `blur` (the VAE)."""
     torch.manual_seed(seed)
-    oracle, start = Oracle(), 0
+    oracle, start = Oracle(attributes=attributes), 0
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=2e-3, weight_decay=0.02)
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -77,7 +78,7 @@ def train_oracle(
         x = F.pad(x, (2, 2, 2, 2), mode="replicate")[:, :, 2 + dy : 50 + dy, 2 + dx : 50 + dx]
         x = x + 0.15 * torch.rand(batch, 1, 1, 1, generator=random) * torch.randn(x.shape, generator=random)
         logits = oracle.train()(x)
-        loss = sum(F.cross_entropy(logits[name], y[:, i]) for i, name in enumerate(ATTRIBUTES))
+        loss = sum(F.cross_entropy(logits[name], y[:, i]) for i, name in enumerate(attributes))
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min((step + 1) / (0.3 * steps), 1.4 * (1 - step / steps), 1.0)
         optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,205 @@
+"""train/hybrid_domain.py: what it leaves, resumption and processes, and every way in which it can be told wrong."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_adapters import add_adapter, load_adapter, save_adapter, set_adapters
+from diffusion_adapters.file import read_adapter
+from tests import forked
+from tests.test_directional import NAMES, picture
+from tests.tiny import save_pipeline
+from train import dreambooth, hybrid_domain
+from train.bases import inspect_base, load_base
+from train.domains import SOURCE
+
+FAST = {
+    "max_train_steps": 6, "num_inference_steps": 1, "num_validation_images": 1, "num_source_images": 3,
+    "hybrid_start": 0.34, "least_separability": 0.0, "rank": 2, "learning_rate": 1e-2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a folder of three pictures for each domain."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        Path(name).mkdir()
+        for i in range(3):
+            picture(name, i, 16).save(f"{name}/{i}.png")
+    return tmp_path
+
+
+def words(base: Path, **options: object) -> list[str]:
+    """A command line with two domains, unless `options` say else."""
+    said = {"pretrained_model_name_or_path": base, **FAST, "domain": [f"{name}={name}" for name in NAMES], **options}
+    line = []
+    for name, value in said.items():
+        line += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
+    return line
+
+
+def trained(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The numbers of an output folder's adapter by place and name."""
+    tensors = read_adapter(Path(folder) / "adapter.safetensors").tensors
+    return {f"{c} {p} {n}": v for c, places in tensors.items() for p, own in places.items() for n, v in own.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_leaves_an_adapter_with_a_dial_for_each_domain(base: Path, place: Path, capsys) -> None:
+    assert hybrid_domain.main(words(base)) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "Encoder denoiser: separability warm" in said.out.replace("\n", " ")
+    out = Path("dreambooth-hybrid")
+    assert {"adapter.safetensors", "grid.png", "README.md", "config.toml", SOURCE} <= {f.name for f in out.iterdir()}
+    assert len(list((out / SOURCE).glob("*.png"))) == 3
+    values = trained(out)
+    for name in (*NAMES, "coefficients"):
+        assert any(name in key for key in values)
+    config = tomllib.loads((out / "config.toml").read_text("utf-8"))
+    assert (config["adapter"], config["family"], config["rank"]) == ("hybrid", "lora", 2)
+
+    again = ["--config", str(out / "config.toml"), "--output_dir", "again", "--source_data_dir", str(out / SOURCE)]
+    assert dreambooth.main(again) == 0  # by configuration, with the source pictures that are there
+    assert same(values, trained("again"))
+
+    config = dreambooth.DreamBoothOptions(pretrained_model_name_or_path=str(base))
+    pipe = load_base(inspect_base(config), config, torch.device("cpu"), torch.float32).pipeline
+    name = load_adapter(pipe, out / "adapter.safetensors")
+
+    def drawn(**dials: float) -> torch.Tensor:
+        set_adapters(pipe, name, domain_weights=dials)
+        seed = torch.Generator().manual_seed(0)
+        return torch.tensor(pipe("a photo", num_inference_steps=1, generator=seed, output_type="np").images)
+
+    whole, warm, none = drawn(warm=1.0, dark=1.0), drawn(warm=1.0, dark=0.0), drawn(warm=0.0, dark=0.0)
+    set_adapters(pipe, [])
+    plain = pipe("a photo", num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="np").images
+    assert torch.equal(none, torch.tensor(plain))
+    assert not torch.equal(whole, warm)
+    assert not torch.equal(warm, none)
+
+
+@pytest.mark.parametrize("family", ["loldu", "wara", "transformed_lora"])
+def test_parts_are_of_any_family(base: Path, place: Path, family: str) -> None:
+    sizes = {"loldu": {"rank": 4, "alpha": 4.0}, "wara": {"level": 2}, "transformed_lora": {"transform_rank": 2}}
+    told = {"family": family, "num_validation_images": 0, "max_train_steps": 3, **sizes[family]}
+    assert hybrid_domain.main(words(base, **told)) == 0
+    assert all(torch.isfinite(value).all() for value in trained("dreambooth-hybrid").values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_run_that_was_stopped_goes_on_bitwise(base: Path, place: Path, checkpointing: bool) -> None:
+    told = {"gradient_accumulation_steps": 2, "num_validation_images": 0, "checkpointing_steps": 3}
+    told |= {"lr_scheduler": "constant", "source_data_dir": "sources"}
+    more = ["--gradient_checkpointing"] if checkpointing else []
+    assert hybrid_domain.main([*words(base, output_dir="whole", **told), *more]) == 0
+    config, adapter = dreambooth.parse(
+        dreambooth.DreamBoothOptions, None, ["--adapter", "hybrid", *words(base, output_dir="parts", **told), *more]
+    )
+    records = []
+    for record in dreambooth.run(config, adapter, lambda: len(records) == 3):
+        records.append(record)
+    assert len(records) == 3
+    resumed = words(base, output_dir="parts", **told, resume_from_checkpoint="latest")
+    assert hybrid_domain.main([*resumed, *more]) == 0
+    assert same(trained("whole"), trained("parts"))
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one_of_twice_the_batch(base: Path, place: Path) -> None:
+    told = {"num_validation_images": 0, "checkpointing_steps": 0, "source_data_dir": "sources"}
+    told |= {"source_prompt": ["a photo of a cat", "a red cat"], "hybrid_share": 0.7}
+    assert hybrid_domain.main(words(base, output_dir="one", train_batch_size=2, **told)) == 0
+
+    def work() -> None:
+        assert hybrid_domain.main(words(base, output_dir="two", train_batch_size=1, **told)) == 0
+        forked.save(None, Path(f"said.{os.environ.get('RANK', '0')}"))
+
+    forked.run(work, Path("two-said"), 2)
+    one, two = trained("one"), trained("two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-3 * max(float(value.abs().max()), 1e-3))
+
+
+def composed(base: Path, kinds: dict[str, str]) -> list[str]:
+    """`--part` of a file for each domain, of the family that `kinds` says."""
+    config = dreambooth.DreamBoothOptions(pretrained_model_name_or_path=str(base))
+    found = []
+    for name, family in kinds.items():
+        loaded = load_base(inspect_base(config), config, torch.device("cpu"), torch.float32)
+        adapters = add_adapter(loaded.denoiser, name, family)
+        for parameter in adapters.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        found.append(f"{name}={save_adapter(loaded.pipeline, name, Path(f'{name}.safetensors'))}")
+    return found
+
+
+def test_composing_trains_the_mixing_alone(base: Path, place: Path) -> None:
+    parts = composed(base, {"warm": "lora", "dark": "dora"})
+    assert hybrid_domain.main(words(base, part=parts, num_validation_images=0, coefficient_lr=0.1)) == 0
+    values = trained("dreambooth-hybrid")
+    mixed = {name: value for name, value in values.items() if name.endswith("coefficients")}
+    assert all(value.shape == (2,) for value in mixed.values())
+    assert all((value != 1).all() for value in mixed.values())
+    for name in NAMES:
+        for where, value in ((k, v) for k, v in values.items() if f"parts.{name}." in k):
+            component, path, tensor = where.split(" ")
+            kept = read_adapter(Path(f"{name}.safetensors")).tensors[component][path]
+            assert torch.equal(value, kept[tensor.removeprefix(f"parts.{name}.")])
+
+
+WRONG = {
+    "one domain": ({"domain": ["warm=warm"]}, "--domain warm=warm: a hybrid has at least 2 domains"),
+    "a name twice": ({"domain": ["warm=warm", "warm=dark"]}, "--domain warm is given twice, as warm and as dark"),
+    "no form": ({"domain": ["warm", "dark=dark"]}, "--domain warm: must be NAME=PATH"),
+    "no folder": ({"domain": ["warm=warm", "dark=nowhere"]}, "nowhere: no such folder"),
+    "no name": ({"domain": ["source=warm", "dark=dark"]}, "--domain source: not a name for a domain"),
+    "a part too many": ({"part": ["cold=a.safetensors"]}, "domain cold has no --domain"),
+    "a part without a file": ({"part": ["warm=a.safetensors", "dark=b.safetensors"]}, "no such file"),
+    "no family": ({"family": "lorra"}, "did you mean 'lora'"),
+    "no encoder": ({"encoder": ["nowhere/at/all"]}, "nowhere/at/all"),
+    "levels": ({"lowest_level": 0.9}, "--lowest_level 0.9 must be below --highest_level 0.8"),
+    "a subject": ({"instance_data_dir": "warm"}, "--instance_data_dir does not go with --adapter hybrid"),
+    "an encoder that sees nothing": ({"least_separability": 1e9}, "cannot tell the domains apart"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_in_one_line(base: Path, place: Path, case: str, capsys) -> None:
+    told, line = WRONG[case]
+    assert hybrid_domain.main(words(base, **told)) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+    assert not Path("dreambooth-hybrid/adapter.safetensors").exists()
+
+
+def test_domains_with_too_few_pictures_are_refused(base: Path, place: Path, capsys) -> None:
+    for number in (1, 2):
+        Path(f"dark/{number}.png").unlink()
+    assert hybrid_domain.main(words(base)) == 2
+    assert "--domain dark=dark: 1 picture" in capsys.readouterr().err
+    Path("dark/0.png").unlink()
+    assert hybrid_domain.main(words(base)) == 2
+    assert "--domain dark=dark: the folder has no files" in capsys.readouterr().err
+
+
+def test_without_a_hybrid_its_options_are_refused(base: Path, place: Path, capsys) -> None:
+    line = ["--pretrained_model_name_or_path", str(base), "--adapter", "lora", "--domain", "warm=warm", "dark=dark"]
+    assert dreambooth.main(line) == 2
+    assert "--domain has no effect without --adapter hybrid" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""What a run learns: one subject from a folder, or several domains at once; what differs between the two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from diffusion_adapters import AdapterSet, add_adapter, compose_adapters, delete_adapters, load_adapter, set_adapters
+from diffusion_adapters.hooks import find_adapter_set
+from diffusion_adapters.options import Options
+from train.bases import Base, BaseInfo
+from train.data import CachedImages, DataOptions, Folder, check_data, generate_missing, read_folder
+from train.domains import SOURCE, Phases, add_sources, named, read_domains
+from train.engine import Trainer
+from train.flags import HYBRID
+from train.objective import Objective
+from train.processes import sharded
+
+NEUTRAL = "a photo"
+"""What pictures of domains show, unless their captions or `--instance_prompt` say more."""
+
+
+class Subject:
+    """A folder of pictures of one subject, or of one style."""
+
+    def check(self, config: Any) -> None:
+        """Raise ValueError or FileNotFoundError, before seconds of imports."""
+        config.check_domains()
+        check_data(config)
+
+    def family(self, config: Any) -> str:
+        """The family whose options and learning rate count."""
+        return config.adapter
+
+    def told(self, config: Any) -> Any:
+        """The options with what follows from the task."""
+        return config
+
+    def read(self, config: Any, info: BaseInfo) -> Folder:
+        """The pictures."""
+        return read_folder(config, config.resolution, config.seed, info.multiple)
+
+    def generate(
+        self, accelerator: Accelerator, config: Any, info: BaseInfo, folder: Folder, stop: Callable[[], bool]
+    ) -> Folder:
+        """Make what the base has to draw before the training; the pictures of the run."""
+        generate_missing(accelerator, config, info, stop)
+        return folder
+
+    def attach(self, model: Any, name: str, config: Any, adapter: Options) -> AdapterSet:
+        """A new adapter on a denoiser, or on that of a pipeline."""
+        return add_adapter(model, name, config.adapter, target_modules=config.target_modules, **adapter.as_dict())
+
+    def trainer(
+        self, accelerator: Accelerator, config: Any, base: Base, adapters: AdapterSet, dataset: CachedImages, name: str
+    ) -> Trainer:
+        """The loop, with what a step minimizes."""
+        return Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
+
+
+class Domains(Subject):
+    """Several folders, each of one domain, and an adapter with a part and a dial for each."""
+
+    def check(self, config: Any) -> None:
+        config.check_domains()
+        for name, path in config.folders.items():
+            with named(name, path):
+                check_data(dataclasses.replace(config, instance_data_dir=path))
+
+    def family(self, config: Any) -> str:
+        return config.family
+
+    def told(self, config: Any) -> Any:
+        """Prompts are neutral: no word stands for a domain."""
+        own = DataOptions.__dataclass_fields__["instance_prompt"].default
+        prompt = NEUTRAL if config.instance_prompt == own else config.instance_prompt
+        rate = config.coefficient_lr if config.part else config.learning_rate
+        return dataclasses.replace(config, instance_prompt=prompt, learning_rate=rate)
+
+    def read(self, config: Any, info: BaseInfo) -> Folder:
+        return read_domains(config, config.resolution, config.seed, info.multiple)
+
+    def generate(
+        self, accelerator: Accelerator, config: Any, info: BaseInfo, folder: Folder, stop: Callable[[], bool]
+    ) -> Folder:
+        return add_sources(accelerator, config, info, folder, stop)
+
+    def attach(self, model: Any, name: str, config: Any, adapter: Options) -> AdapterSet:
+        parts = config.pairs("part")
+        if not parts or isinstance(model, nn.Module):
+            own = adapter.as_dict()
+            kinds = own.get("parts") or {d: {"family": config.family, **own} for d in config.folders}
+            if set(kinds) != set(config.folders):
+                raise ValueError(f"--parts {', '.join(kinds)} and --domain {', '.join(config.folders)}: name the same")
+            if not isinstance(model, nn.Module):
+                return add_adapter(model, name, HYBRID, target_modules=config.target_modules, parts=kinds)
+            for domain, kind in kinds.items():  # a blank denoiser, to see what fits: the same values but coefficients
+                adapters = add_adapter(model, domain, target_modules=config.target_modules, **kind)
+            return adapters
+        for domain, file in parts.items():
+            load_adapter(model, file, domain)
+        compose_adapters(model, name, {domain: domain for domain in parts})
+        delete_adapters(model, list(parts))
+        set_adapters(model, name)
+        found = find_adapter_set(getattr(model, "unet", None) or model.transformer)
+        assert found is not None
+        return found
+
+    def trainer(
+        self, accelerator: Accelerator, config: Any, base: Base, adapters: AdapterSet, dataset: CachedImages, name: str
+    ) -> Trainer:
+        from train.directional import Directional
+        from train.features import make_features
+
+        if sharded(accelerator):
+            raise ValueError("a base that is shared among processes cannot be looked into; train with whole copies")
+        features = make_features(config.encoder, base, accelerator.device)
+
+        def dial(weights: Mapping[str, float]) -> None:
+            set_adapters(base.pipeline, name, domain_weights=dict(weights))
+
+        objective = Directional(config, base, dataset, adapters, features, dial)
+        samples: Any = dataset
+        if config.hybrid_start and not config.part:
+            first = round(config.hybrid_start * config.max_train_steps) * dataset.order.group
+            samples = Phases(dataset.without(SOURCE), dataset, first)
+        return Trainer(accelerator, config, base, adapters, samples, objective=objective)
+
+
+def task_of(config: Any) -> Subject:
+    """The task of a run by its options."""
+    return Domains() if config.several else Subject()
+
+
+def attach(task: Subject, model: Any, name: str, config: Any, adapter: Options) -> AdapterSet:
+    """A new adapter whose start depends on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return task.attach(model, name, config, adapter)

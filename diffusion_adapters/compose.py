@@ -11,6 +11,7 @@ from .active import get_active_adapters, pipeline_of
 from .adapter import FAMILIES, Adapter, AdapterInfo
 from .attach import adapter_sets, check_names
 from .build import Part, build_parts
+from .dials import family_of_domains
 from .file import family_of
 from .merge import targets_of
 from .sources import Sources
@@ -29,7 +30,7 @@ def compose_adapters(model: Any, new_name: str, domains: Mapping[str, str], *, t
     """
     if not isinstance(domains, Mapping) or len(domains) < 2:
         raise ValueError(f"a hybrid is composed of at least two domains, {{domain: adapter name}}; got {domains!r}")
-    sets, family = adapter_sets(model), _family()
+    sets, family = adapter_sets(model), family_of_domains()
     check_names(sets, list(domains.values()))
     for domain, name in domains.items():
         if text_parts(model, name) or token_parts(model, name):
@@ -85,8 +86,3 @@ def _parts(adapter_set: Any, domains: Mapping[str, str], family: str) -> dict[st
 
 def _declared(family: str, config: Any) -> dict[str, Any]:
     return {"family": family, **config.as_dict()}
-
-
-def _family() -> str:
-    """The family whose options say what domains it has."""
-    return next(name for name in FAMILIES if FAMILIES[name].Config().domains)

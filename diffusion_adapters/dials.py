@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .adapter import Adapter
+from .adapter import FAMILIES, Adapter
 from .plan import Member
 from .weight import AdapterWeight, check_domains
 
 Shares = Mapping[str, Mapping[str, Adapter]]
 """By path and domain, what has a weight of its own; an adapter without domains stands under the empty name."""
+
+
+def family_of_domains() -> str:
+    """The name of the family whose options say what domains it has."""
+    return next(name for name in FAMILIES if FAMILIES[name].Config().domains)
 
 
 def shares(adapters: Mapping[str, Adapter]) -> Shares:

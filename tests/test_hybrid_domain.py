@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(base: Path, place: Path, checkpo
 @pytest.mark.slow
 def test_two_processes_agree_with_one_of_twice_the_batch(base: Path, place: Path) -> None:
     told = {"num_validation_images": 0, "checkpointing_steps": 0, "source_data_dir": "sources"}
-    told |= {"source_prompt": ["a photo of a cat", "a red cat"], "hybrid_share": 0.7}
+    told |= {"source_prompt": ["a photo of a cat", "a red cat"], "hybrid_share": 0.7, "optimizer": "torch.optim.SGD"}
     assert hybrid_domain.main(words(base, output_dir="one", train_batch_size=2, **told)) == 0
 
     def work() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from train.keeper import Keeper
 from train.optimizers import OPTIMIZERS
 from train.processes import make_accelerator
 from train.settings import TrainOptions
+from train.tasks import Subject, attach
 
 TINY = {
     "loldu": {"rank": 4, "alpha": 4.0},
@@ -47,7 +49,8 @@ def prepare(folder, output, family="lora", **options):
     adapter = FAMILIES[family].Config(**TINY.get(family, {}))
     output.mkdir(exist_ok=True)
     accelerator = make_accelerator(config)
-    keeper = Keeper(accelerator, config, adapter, [AdapterOptions, TrainOptions])
+    attached = functools.partial(attach, Subject(), config, adapter)
+    keeper = Keeper(accelerator, config, adapter, [AdapterOptions, TrainOptions], attached)
     base = fresh(folder)
     data = dataset(base, live_texts=config.live_texts)
     trainer = Trainer(accelerator, config, base, keeper.adapters(base, data, "pet"), data)

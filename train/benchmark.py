@@ -12,12 +12,14 @@ python train/benchmark.py --gallery  pictures of blending
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
 from diffusion_adapters.options import argument_parser
 
-BENCHMARKS = ("inference", "speed", "quality", "separation", "regions", "hybrid", "gallery")
+BENCHMARKS = tuple(re.findall(r"^python train/benchmark.py --(\w+) ", __doc__, re.MULTILINE))
+"""Those above, each a file of `train/benchmarks/`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:

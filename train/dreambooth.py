@@ -16,16 +16,16 @@ latest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from diffusion_adapters import FAMILIES, AdapterConfig, AdapterSet
+from diffusion_adapters import FAMILIES, AdapterConfig
 from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.checkpoint import CheckpointOptions
@@ -73,10 +73,7 @@ def run(
     folder = task.read(config, info)
     accelerator = make_accelerator(config)
     config = settle(config, FAMILIES[task.family(config)], len(folder), accelerator.num_processes)
-
-    def attached(model: Any, name: str = "blank") -> AdapterSet:
-        return attach(task, model, name, config, adapter)
-
+    attached = functools.partial(attach, task, config, adapter)
     keeper = Keeper(accelerator, config, adapter, BOUND, attached)
     config = preflight.check(accelerator, config, info, folder, attached)
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from diffusion_adapters.adapter import FAMILIES, AdapterConfig
+from diffusion_adapters.dials import family_of_domains
 from diffusion_adapters.options import Options, Table, add_arguments, argument_parser, from_namespace, option
 
 CONFIGS = Path(__file__).parent / "configs"
-BASE_FLAG, HYBRID = "pretrained_model_name_or_path", "hybrid"
+BASE_FLAG, HYBRID = "pretrained_model_name_or_path", family_of_domains()
 
 S = TypeVar("S", bound=Options)
 
@@ -44,8 +45,8 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     table = values.get(HYBRID)
     given = {**values, **(table if isinstance(table, dict) else {}), **early}
     # A hybrid whose parts are not given one by one has the same options for all: those of their family.
-    alike = adapter == HYBRID and "parts" not in given
-    family = FAMILIES.canonical(chosen.get("family", "lora")) if alike else adapter
+    alike = adapter == HYBRID and "family" in chosen and "parts" not in given
+    family = FAMILIES.canonical(chosen["family"]) if alike else adapter
     layers = [(known_good(chosen[BASE_FLAG]), None), (values, early.get("config"))]
 
     parser = _quiet(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from diffusion_adapters import AdapterSet, load_adapter
 from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
-from train import checkpoint, state, tasks
+from train import checkpoint, state
 from train.bases import Base
 from train.checkpoint import ADAPTER
 from train.engine import Dataset, Trainer
@@ -34,16 +33,14 @@ class Keeper:
         config: Any,
         adapter: Options,
         groups: Iterable[type[Options]],
-        attach: Callable[[Any, str], AdapterSet] | None = None,
+        attach: Callable[[Any, str], AdapterSet],
     ) -> None:
         """Before anything is loaded. `groups`: the options of `config` with which a run goes on as it began.
 
-        `attach` puts a new adapter of a name into a pipeline; unless given, one of the family.
-
-        Raises FileNotFoundError and ValueError as `checkpoint.find` and `checkpoint.check_settings` do.
+        `attach` puts a new adapter of a name into a pipeline. Raises FileNotFoundError and ValueError as
+        `checkpoint.find` and `checkpoint.check_settings` do.
         """
-        self.accelerator, self.config = accelerator, config
-        self.attach = attach or functools.partial(tasks.attach, tasks.Subject(), config=config, adapter=adapter)
+        self.accelerator, self.config, self.attach = accelerator, config, attach
         self.on_checkpoint: Callable[[int, Path], object] | None = None
         """Called with step and folder, on each process, when a checkpoint has been written."""
         names = [name for group in groups for name, (kind, _) in group.kinds().items() if kind is not Path]

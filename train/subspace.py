@@ -1,9 +1,10 @@
 """Losses of hybrid domains: how far features are from the domains, and which way they went there from their source.
 
-Wu et al. 2024, Few-shot Hybrid Domain Adaptation of Image Generators, ICLR: figure 2 defines D_st = f_t − f_s,
-D_tp = f* − f_t, L_dist = |D_tp|² and L_direct = 1 − cos(D_st, D_tp), with f* the projection of the target's features
-f_t on the subspace of a domain's references and f_s the features of its source. The translation is that of UniHDA, Li
-et al. 2024, https://arxiv.org/abs/2401.12596. All functions are pure; features are rows, (..., d).
+Li et al. 2023, Few-shot Hybrid Domain Adaptation of Image Generators, https://arxiv.org/abs/2310.19378 (ICLR 2024):
+figure 2 defines D_st = f_t − f_s, D_tp = f* − f_t, L_dist = |D_tp|² and L_direct = 1 − cos(D_st, D_tp), with f* the
+projection of the target's features f_t on the subspace of a domain's references and f_s the features of its source. The
+translation is that of UniHDA, Li et al. 2024, https://arxiv.org/abs/2401.12596. All functions are pure; features are
+rows, (..., d).
 """
 
 from __future__ import annotations

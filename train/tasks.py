@@ -137,8 +137,8 @@ def task_of(config: Any) -> Subject:
     return Domains() if config.several else Subject()
 
 
-def attach(task: Subject, model: Any, name: str, config: Any, adapter: Options) -> AdapterSet:
-    """A new adapter whose start depends on the seed alone."""
+def attach(task: Subject, config: Any, adapter: Options, model: Any, name: str = "blank") -> AdapterSet:
+    """A new adapter, on a denoiser or on that of a pipeline, whose start depends on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return task.attach(model, name, config, adapter)

@@ -10,8 +10,9 @@ from typing import Any
 
 from diffusion_adapters import FAMILIES, AdapterConfig
 from diffusion_adapters.options import Options
+from train.domains import DomainOptions
 from train.dreambooth import DreamBoothOptions
-from train.flags import BASE_FLAG, CONFIGS, for_family, known_good, parse, read_config, toml_value
+from train.flags import BASE_FLAG, CONFIGS, HYBRID, for_family, known_good, parse, read_config, toml_value
 from train.hub import HubOptions
 from train.optimizers import OPTIMIZERS
 from train.trackers import TrackerOptions
@@ -21,11 +22,13 @@ from ui.studio import Studio
 MODELS = ("pretrained_vae_model_name_or_path", "image_encoder", "text_encoder")
 """Options that name other models; they are taken from users who may name a base."""
 ELSEWHERE = {"resume_from_checkpoint", "dataset_name", "dataset_config_name", "image_column", "caption_column"} | {
-    "mask_column", *(field.name for kind in (HubOptions, TrackerOptions) for field in dataclasses.fields(kind))
+    "mask_column", *(f.name for kind in (HubOptions, TrackerOptions, DomainOptions) for f in dataclasses.fields(kind))
 }  # fmt: skip
-"""Options that are set by a button, or belong to the command line: data sets, uploads, trackers."""
+"""Options that are set by a button, or belong to the command line: data sets, uploads, trackers, several domains."""
 EMBEDDED = next(f.default for f in dataclasses.fields(DreamBoothOptions) if f.name == BASE_FLAG)
 FAMILY = "adapter"
+TAUGHT = tuple(name for name in FAMILIES if name != HYBRID)
+"""Families that one folder of pictures teaches."""
 LOOKS = 4
 OFTEN = ("validation_steps", "checkpointing_steps")
 """Options for steps between samples, and between checkpoints: a run in the app begins with this many of both."""
@@ -85,6 +88,10 @@ class Choices:
         `values`: option -> value, None for what is not set. All of it is checked as the trainer checks it.
         """
         family = FAMILIES.canonical(family_in(values))
+        if family not in TAUGHT:
+            raise ValueError(
+                f"a {family} learns from a folder of each domain: use train/hybrid_domain.py; its dials are here"
+            )
         known = self.names(family)
         given = {name: value for name, value in values.items() if value not in (None, "", [], ())}
         for name in given:

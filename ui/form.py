@@ -14,7 +14,7 @@ from diffusion_adapters import FAMILIES
 from diffusion_adapters.options import Options, Table
 from train.flags import BASE_FLAG
 from train.optimizers import OPTIMIZERS
-from ui.choices import FAMILY, Choices, family_in, groups, presets
+from ui.choices import FAMILY, TAUGHT, Choices, family_in, groups, presets
 from ui.common import QUIET, App
 
 FRONT = {
@@ -23,7 +23,7 @@ FRONT = {
     "validation_prompt": "Validation prompts", "validation_steps": "Steps between samples",
 }  # fmt: skip
 """Options that are asked first, with their labels; the others lie in folds."""
-OFFERED = {"optimizer": tuple(OPTIMIZERS), FAMILY: tuple(FAMILIES)}
+OFFERED = {"optimizer": tuple(OPTIMIZERS), FAMILY: TAUGHT}
 """Choices of options that the command line names freely."""
 UNSET = ""
 """How a choice that is left to the trainer stands in a list."""
@@ -126,7 +126,7 @@ class Form:
                     else:
                         self._add("", name, owners[name])
         with gr.Accordion("Options of the family", open=False):
-            for family in FAMILIES:
+            for family in TAUGHT:
                 with gr.Column(visible=family == self.first, min_width=0) as self.columns[family]:
                     self._rows(family, FAMILIES[family].Config, list(FAMILIES[family].Config.kinds()))
         for title, (kind, names) in groups().items():

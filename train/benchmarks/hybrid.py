@@ -25,19 +25,19 @@ from train.benchmarks.blending import draw, load_base, sheet
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.mixture_scores import METRICS, Scorer, as_json, interval, judge_of, table
 from train.benchmarks.mixtures import FIRST_SEED, MIXTURES, WAYS, Mixture, Rows, Shop
+from train.flags import HYBRID
 from train.output import write
 from train.ruler import Encoder
 from train.ruler.metrics import Values
 from train.script import command, read_options
 
-OURS = "hybrid"
-BESIDE = ("sum of single-domain adapters", "sequential")
+OURS, BESIDE = HYBRID, ("sum of single-domain adapters", "sequential")
 DIALS = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridOptions(Options):
-    title: ClassVar[str] = "hybrid"
+    title: ClassVar[str] = "hybrid domains"
     work_dir: Path = option(Path("runs/hybrid"), "folder of pictures, adapters and finished cells")  # noqa: RUF009
     family: str = option("lora", "family of all adapters")
     steps: int = option(120, "steps on the pictures of each domain", ge=1)
@@ -45,7 +45,7 @@ class HybridOptions(Options):
     train_seeds: int = option(1, "trainings of everything", ge=1)
     mixtures: int = option(len(MIXTURES), "how many of the mixtures", ge=1, le=len(MIXTURES))
     threads: int = option(1, "CPU threads; more than one stalls on a busy machine", ge=1)
-    output_dir: Path = option(Path("hybrid"), "folder for hybrid.md, .json and .png, and dials.png")  # noqa: RUF009
+    output_dir: Path = option(Path(HYBRID), "folder for hybrid.md, .json and .png, and dials.png")  # noqa: RUF009
 
 
 class Bench:
@@ -151,11 +151,11 @@ def dial_grid(bench: Bench, seed: int = FIRST_SEED) -> Image.Image:
     """A row for each dial of the first domain, columns for each of the second, two prompts side by side."""
     mixture, shop = bench.mixtures[0], bench.shops[0]
     first, second = mixture.domains
-    pipe, rows = load_base(hybrid=shop.hybrid(mixture.domains)), []
+    pipe, rows = load_base(whole=shop.hybrid(mixture.domains)), []
     for one in DIALS:
         images = []
         for two in DIALS:
-            with use_adapters(pipe, "hybrid", AdapterWeight(domains={first: one, second: two})):
+            with use_adapters(pipe, "whole", AdapterWeight(domains={first: one, second: two})):
                 images += [row[0] for row in draw(pipe, mixture.prompts[:2], [seed])]
         rows.append((f"{first} {one:g}, {second} {', '.join(f'{two:g}' for two in DIALS)}", images))
     return sheet(rows)

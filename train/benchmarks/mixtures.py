@@ -15,6 +15,7 @@ from PIL import Image
 from diffusion_adapters import bake, merge_adapters, use_adapters
 from train.benchmarks.blending import draw, load_base
 from train.dreambooth import main as dreambooth
+from train.flags import HYBRID
 from train.world.captions import BACKGROUNDS, KINDS
 from train.world.domains import DOMAINS, caption, content, picture, write
 
@@ -94,7 +95,7 @@ class Shop:
         label = f"hybrid-{'composed-' if composed else ''}{'+'.join(domains)}"
         file = self.work_dir / "trained" / f"{self.family}-{label}-{self.seed}" / "adapter.safetensors"
         if not file.is_file():
-            own: dict[str, Any] = {"adapter": "hybrid", "family": self.family}
+            own: dict[str, Any] = {"adapter": HYBRID, "family": self.family}
             own["domain"] = [f"{domain}={self.folder(domain)}" for domain in domains]
             own["source_data_dir"] = self.work_dir / "sources" / "+".join(domains)
             own["max_train_steps"] = self.steps if composed else round(self.steps * len(domains) / OWN)
@@ -167,5 +168,5 @@ WAYS: dict[str, Callable[[Shop, Mixture, Sequence[int]], Rows]] = {
     "DARE-TIES": blend(singles, "dare_ties", density=0.5),
     "sequential": blend(lambda shop, domains: shop.sequence(domains)),
     "joint": blend(lambda shop, domains: [shop.joint(domains)]),
-    "hybrid": blend(lambda shop, domains: [shop.hybrid(domains)]),
+    HYBRID: blend(lambda shop, domains: [shop.hybrid(domains)]),
 }

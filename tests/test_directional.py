@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_the_whole_graph(tiny: str) -> None:
     assert any(gradient.abs().max() > 0 for gradient in found)
 
 
-@pytest.mark.parametrize("loss", ["translation", "subspace", "direction", "both"])
+@pytest.mark.parametrize("loss", ["coordinates", "translation", "subspace", "direction", "both"])
 def test_checkpointing_changes_no_gradient(tiny: str, loss: str) -> None:
     setting = Setting(tiny, 16, hybrid_loss=loss)
     objective, found = setting.objective(), []

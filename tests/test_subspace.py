@@ -8,6 +8,8 @@ import torch
 from train.subspace import (
     Span,
     affine_span,
+    coordinates,
+    coordinates_loss,
     cosine_loss,
     direction_loss,
     displacement_loss,
@@ -149,6 +151,24 @@ def test_a_translation_is_the_weighted_sum_of_the_ways() -> None:
     assert displacement_loss(start[None], start[None] + delta, delta).item() == pytest.approx(0)
     assert translation_loss(start[None], start[None] + 0.3 * delta, delta).item() == pytest.approx(0)
     assert cosine_loss(delta[None], -delta[None], torch.ones(1)).item() == pytest.approx(2)
+
+
+def test_coordinates_read_each_domain_alone() -> None:
+    source = draw(40, 16)
+    one, two = draw(8, 16, seed=1), draw(8, 16, seed=2)
+    one[:, 0] += 9  # this domain changes a lot
+    two[:, 1] += 2
+    for ridge in (1e-3, 1.0, 1e6):
+        read = coordinates(source, [one, two], ridge)
+        ways = torch.stack([one.mean(0), two.mean(0)]) - source.mean(0)
+        torch.testing.assert_close(ways @ read, torch.eye(2).double(), rtol=1e-9, atol=1e-9)
+    for weights, value in (((0.0, 0.0), 1.0), ((1.0, 1.0), 0.0), ((1.0, 0.0), 0.5), ((2.0, 0.5), 0.625)):
+        moved = source + torch.tensor(weights).double() @ ways
+        torch.testing.assert_close(coordinates_loss(source, moved, read), torch.full((40,), value).double())
+    literal = torch.tensor([[2.0, 0, 0], [-2, 0, 0]]).double()  # S = diag(4, 0, 0) / 3 before the ridge
+    away = torch.tensor([[1.0, 1, 0]]).double()
+    read = coordinates(literal, [away], ridge=3.0)  # S = 8 / 3 diag(1, 1/2, 1/2): what varies counts half
+    torch.testing.assert_close(read[:, 0], torch.tensor([1 / 3, 2 / 3, 0]).double())
 
 
 def test_separability_is_what_a_reader_would_say() -> None:

@@ -26,6 +26,8 @@ from train.features import Features
 from train.objective import Objective
 from train.subspace import (
     Span,
+    coordinates,
+    coordinates_loss,
     direction_loss,
     displacement_loss,
     distance_loss,
@@ -45,12 +47,13 @@ WEAK, ALIKE = 1.0, 0.97
 
 
 class Reference(NamedTuple):
-    """What one encoder sees at one part of the noise levels: spans by domain, the way to all of them, and L_dist at
-    the start by domain, which makes losses of any encoder comparable."""
+    """What one encoder sees at one part of the noise levels: spans by domain, the way to all of them, L_dist at the
+    start by domain, which makes losses of any encoder comparable, and what reads how far each domain is reached."""
 
     spans: list[Span]
     way: Tensor
     starts: list[float]
+    read: Tensor
 
 
 class Directional:
@@ -120,6 +123,8 @@ class Directional:
         kind = self.config.hybrid_loss
         if kind == "direction":
             return translation_loss(source, target, seen.way)
+        if kind == "coordinates":
+            return coordinates_loss(source, target, seen.read)
         total = displacement_loss(source, target, seen.way) if kind != "subspace" else torch.zeros(len(target))
         if kind in ("subspace", "both"):
             for span, start in zip(seen.spans, seen.starts, strict=True):
@@ -141,7 +146,8 @@ class Directional:
                 ]
                 source = seen[SOURCE]
                 starts = [max(float(distance_loss(source, span).mean()), 1e-6) for span in spans]
-                found.append(Reference(spans, translation(source.mean(0), spans), starts))
+                read = coordinates(source, [seen[name] for name in self.names])
+                found.append(Reference(spans, translation(source.mean(0), spans), starts, read))
                 said.append(separability(source, spans))
         self.report(encoder, [ratios for ratios, _ in said], max(cosine for _, cosine in said))
         return found

@@ -20,7 +20,7 @@ SOURCE = "source"
 """What the base's own pictures are called among domains."""
 FEWEST = 2
 """Pictures of a domain, and domains: fewer span nothing."""
-LOSSES = ("translation", "subspace", "direction", "both")
+LOSSES = ("coordinates", "translation", "subspace", "direction", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,10 @@ class DomainOptions(Options):
         0.15, "encoders are refused that tell a domain from its source less than this; 0 takes any", ge=0
     )
     hybrid_loss: str = option(
-        "translation",
-        "translation: |f_t - f_s - D|² with the sum D of all ways to the domains; direction: its cosine alone, as "
-        "UniHDA; subspace: distance and direction to the domains' subspaces, as HDA; both: translation and subspace",
+        "coordinates",
+        "coordinates: f_t - f_s in the ways to the domains, each to be 1; translation: |f_t - f_s - D|² with their sum "
+        "D; direction: its cosine alone, as UniHDA; subspace: distance and direction to the domains' subspaces, as "
+        "HDA; both: translation and subspace",
         choices=LOSSES,
     )
     hybrid_start: float = option(

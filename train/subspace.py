@@ -120,6 +120,27 @@ def displacement_loss(source: Tensor, features: Tensor, delta: Tensor) -> Tensor
     return (features - source.detach() - delta).square().sum(-1) / delta.square().sum()
 
 
+def coordinates(source: Tensor, domains: Sequence[Tensor], ridge: float = 1.0) -> Tensor:
+    """C (d, K), with which (f_t − f_s) C is how far a picture went to each domain: 1 at its mean, 0 at that of others.
+
+    The generalized least squares of f_t − f_s in the ways m_k − m_s, which `source` (n, d) and each of `domains`
+    (n_k, d) give: C = S⁻¹ D (Dᵀ S⁻¹ D)⁻¹ with the pooled covariance S of all of them around their means, shrunk by
+    `ridge` of its mean variance towards a multiple of 1. What differs among pictures of a domain counts little, so
+    that a domain that changes much drowns none that changes little.
+    """
+    ways = torch.stack([domain.mean(0) - source.mean(0) for domain in domains], 1)
+    rows = torch.cat([seen - seen.mean(0) for seen in (source, *domains)])
+    spread = rows.T @ rows / len(rows)
+    spread = spread + ridge * spread.trace() / len(spread) * torch.eye(len(spread)).to(spread)
+    found = torch.linalg.solve(spread, ways)
+    return found @ torch.linalg.inv(ways.T @ found)
+
+
+def coordinates_loss(source: Tensor, features: Tensor, read: Tensor) -> Tensor:
+    """Mean over domains of (1 − (f_t − f_s) C)², (b, d) -> (b,), with C (d, K) of `coordinates`; 1 at the start."""
+    return (1 - (features - source.detach()) @ read).square().mean(-1)
+
+
 def structure_loss(source: Tensor, target: Tensor, cells: int = 256) -> Tensor:
     """How far places resemble each other otherwise than in the source: latents (b, c, h, w) twice -> (b,).
 

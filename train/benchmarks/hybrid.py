@@ -9,6 +9,7 @@ goes on. Intervals are over mixtures × trainings × prompts × seeds.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ from diffusion_adapters.options import Options, option
 from train.benchmarks.blending import draw, load_base, sheet
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.mixture_scores import METRICS, Scorer, as_json, interval, judge_of, table
-from train.benchmarks.mixtures import FIRST_SEED, MIXTURES, WAYS, Mixture, Rows, Shop
+from train.benchmarks.mixtures import COMPOSED, FIRST_SEED, MIXTURES, WAYS, Mixture, Rows, Shop
 from train.flags import HYBRID
 from train.output import write
 from train.ruler import Encoder
 from train.ruler.metrics import Values
 from train.script import command, read_options
 
-OURS, BESIDE = HYBRID, ("sum of single-domain adapters", "sequential")
+OURS, BESIDE = (HYBRID, COMPOSED), ("sum of single-domain adapters", "sequential")
 DIALS = (0.0, 0.5, 1.0)
 
 
@@ -133,13 +134,13 @@ def over_all(found: Sequence[dict[str, dict[str, Values]]]) -> dict[str, dict[st
 
 
 def summary(found: Sequence[dict[str, dict[str, Values]]], mixtures: Sequence[Mixture]) -> str:
-    """Markdown: everything over all mixtures, differences from the hybrid, and the domains of each mixture."""
+    """Markdown: everything over all mixtures, what hybrids differ by, and the domains of each mixture."""
     whole = over_all(found)
     parts = [table(whole, list(METRICS))]
-    lines = ["| hybrid − | domains × content | all domains | content |", "|---|---|---|---|"]
-    for way in BESIDE:
-        cells = [str(interval("", whole[OURS][name] - whole[way][name])) for name in ("product", "all", "content")]
-        lines.append(f"| {way}, paired | {' | '.join(cells)} |")
+    lines = ["| paired differences | domains × content | all domains | content |", "|---|---|---|---|"]
+    for ours, way in itertools.product(OURS, BESIDE):
+        cells = [str(interval("", whole[ours][name] - whole[way][name])) for name in ("product", "all", "content")]
+        lines.append(f"| {ours} − {way} | {' | '.join(cells)} |")
     parts.append("\n".join(lines))
     for own, mixture in zip(found, mixtures, strict=True):
         metrics = ["product", *(f"domain {name}" for name in mixture.domains), "content"]

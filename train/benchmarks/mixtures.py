@@ -23,6 +23,7 @@ MIXTURES = (("neon", "mosaic"), ("drawing", "night"), ("neon", "creature"), ("dr
 PROMPTS, FIRST_SEED = 8, 1000
 OWN = 0.8
 """Of the steps of a hybrid, those on the pictures of one domain: by the defaults, all of 0.6 and half of the rest."""
+COMPOSED = f"{HYBRID}, composed of the single-domain adapters"
 Rows = list[list[Image.Image]]
 
 
@@ -169,4 +170,5 @@ WAYS: dict[str, Callable[[Shop, Mixture, Sequence[int]], Rows]] = {
     "sequential": blend(lambda shop, domains: shop.sequence(domains)),
     "joint": blend(lambda shop, domains: [shop.joint(domains)]),
     HYBRID: blend(lambda shop, domains: [shop.hybrid(domains)]),
+    COMPOSED: blend(lambda shop, domains: [shop.hybrid(domains, composed=True)]),
 }

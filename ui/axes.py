@@ -33,6 +33,10 @@ class Axis:
             raise ValueError(f"unknown axis {self.kind!r}, {nearest(self.kind, KINDS)}")
         if not self.values:
             raise ValueError(f"the axis {KINDS[self.kind]} has no values")
+        allowed = (int, float) if self.kind in NUMBERS else (str, int)
+        for value in self.values:
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                raise ValueError(f"{KINDS[self.kind]}: {str(value)[:40]!r} cannot stand on an axis")
         if self.kind == "checkpoint" and not self.of:
             raise ValueError("choose the run whose checkpoints are compared")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ui.axes import CHOOSERS, KINDS, Axis
+from ui.axis_controls import AxisControls
 from ui.common import QUIET, SOON, App
 from ui.controls import START, slider
 from ui.grid import Plan
@@ -17,70 +17,8 @@ from ui.scores import pictures_of, subjects
 
 GRID, BLEND = "Grid", "Blend map"
 NONE = "(none)"
-FIRST = {
-    "weight": "0, 0.5, 1", "seed": "0, 1, 2", "steps": "10, 20, 40", "guidance_scale": "1, 2, 4", "prompt": START,
-}  # fmt: skip
-"""What stands in the box of an axis at first."""
 FIELDS = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale")
 BLENDED = "0, 0.25, 0.5, 0.75, 1"
-
-
-class AxisControls:
-    """Kind, whose it is, and values of one axis, laid out where it is made."""
-
-    def __init__(self, plans: Plans, title: str, kind: str) -> None:
-        self.plans = plans
-        kinds = [(name, key) for key, name in KINDS.items()]
-        kinds += [] if title == "Columns" else [("Nothing: one row", "")]
-        self.kind = gr.Dropdown(kinds, value=kind, label=title, info="The setting that changes.", interactive=True)
-        self.of = gr.Dropdown([], label=f"{title}: of", interactive=True, visible=False)
-        self.names = gr.Dropdown(
-            [], multiselect=True, label=f"{title}: values", interactive=True, visible=kind in CHOOSERS,
-            info="Each is a picture, in this order. Empty: all.",
-        )  # fmt: skip
-        self.text = gr.Textbox(
-            FIRST.get(kind, ""), label=f"{title}: values", lines=1, max_lines=6, interactive=True,
-            visible=kind not in CHOOSERS, info="0, 0.5, 1 or 0 to 1 in 5. Prompts: one a line.",
-        )  # fmt: skip
-        self.parts = [self.kind, self.of, self.names, self.text]
-        self.kind.input(self.fit, [self.kind, plans.base], self.parts[1:], **SOON)
-        self.of.input(self.steps, [self.kind, self.of, plans.base], self.names, **SOON)
-
-    def fit(self, kind: str, base: str, fresh: bool = True) -> tuple[Any, ...]:
-        """Updates for a kind of axis; what is typed stays unless it is `fresh`."""
-        own = self.plans.app.studio.base(base)
-        library = self.plans.app.library
-        runs = list(library.runs(own))
-        of = {"weight": [("all adapters of a cell", ""), *self.plans.choices(base)], "checkpoint": runs}.get(kind, [])
-        first = {"weight": "", "checkpoint": next(iter(runs), None)}.get(kind)  # None where there is no choice
-        label = {"checkpoint": "Run", "weight": "Weight of"}.get(kind, "Of")
-        return (
-            gr.update(choices=of, value=first, visible=bool(of), label=label),
-            gr.update(choices=self._values(kind, first, base), value=[], visible=kind in CHOOSERS),
-            gr.update(value=FIRST.get(kind, ""), visible=bool(kind) and kind not in CHOOSERS,
-                      lines=3 if kind == "prompt" else 1) if fresh else gr.skip(),
-        )  # fmt: skip
-
-    def steps(self, kind: str, of: str | None, base: str) -> Any:
-        """The checkpoints of another run."""
-        return gr.update(choices=self._values(kind, of, base), value=[]) if kind == "checkpoint" else gr.skip()
-
-    def _values(self, kind: str, of: str | None, base: str) -> list[Any]:
-        own = self.plans.app.studio.base(base)
-        usable = self.plans.app.library.usable(own)
-        if kind == "adapter":
-            return [("the base alone", ""), *usable]
-        if kind == "checkpoint":
-            return list(self.plans.app.library.runs(own).get(of or "", {}))
-        return sorted({entry.family for entry in usable.values()}) if kind == "family" else []
-
-    def read(self, kind: str, of: str | None, names: list[str], text: str, base: str) -> Axis | None:
-        """The axis that the values of `parts` make. Raises ValueError."""
-        if not kind:
-            return None
-        every = [value[1] if isinstance(value, tuple) else value for value in self._values(kind, of, base)]
-        values = (names or every) if kind in CHOOSERS else text
-        return Axis.read({"kind": kind, "values": values, "of": of or ""})
 
 
 class Plans:
@@ -89,7 +27,9 @@ class Plans:
     def __init__(self, app: App) -> None:
         self.app, studio = app, app.studio
         traits = studio.traits()
-        self.mode = gr.Radio([GRID, BLEND], value=GRID, label="What to draw", interactive=True)
+        self.mode = gr.Radio([GRID, BLEND], value=GRID, label="What to draw", interactive=True,
+            info="A grid over settings, or the mixes of two adapters.",
+        )  # fmt: skip
         self.base = gr.Dropdown(
             list(studio.bases), value=studio.first, label="Base", info="The model that draws.", interactive=True
         )
@@ -100,18 +40,22 @@ class Plans:
                 [], multiselect=True, label="Adapters in every picture", interactive=True,
                 info="Weights, seeds and prompts are then compared with these at work.",
             )  # fmt: skip
-            self.weight = gr.Slider(-1, 2, 1, step=0.05, label="Their weight", interactive=True)
+            self.weight = gr.Slider(
+                -1, 2, 1, step=0.05, label="Their weight", info="0 is the base, 1 is as trained.", interactive=True
+            )
         with gr.Group(visible=False) as blend:
             pairs = [("First adapter", "α: its weights, across"), ("Second adapter", "β: its weights, down")]
             made = []
             for title, values in pairs:
-                made.append(gr.Dropdown([], label=title, interactive=True))
+                made.append(gr.Dropdown([], label=title, info="One of the library.", interactive=True))
                 made.append(gr.Textbox(BLENDED, label=values, info="Numbers, or 0 to 1 in 5.", interactive=True))
             self.first, self.alphas, self.second, self.betas = made
         self.fields = {
             "prompt": gr.Textbox(START, label="Prompt", lines=2, max_lines=6, info="What every picture shows."),
-            "negative_prompt": gr.Textbox("", label="Negative prompt", visible=traits.negative),
-            "seed": gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed"),
+            "negative_prompt": gr.Textbox(
+                label="Negative prompt", visible=traits.negative, **Request.control("negative_prompt")
+            ),
+            "seed": gr.Number(label="Seed", precision=0, minimum=0, maximum=2**32 - 1, **Request.control("seed")),
             "steps": slider("steps", "Steps"),
             "guidance_scale": slider("guidance_scale", "Guidance", step=0.1, value=traits.guidance or 1.0),
         }
@@ -123,6 +67,8 @@ class Plans:
             self.files = gr.File(
                 label="Or pictures of the subject", file_count="multiple", file_types=["image"], height=120
             )
+        with gr.Accordion("Take up a grid's recipe", open=False):
+            drop = gr.File(label="A grid that was downloaded here", file_types=[".png"], type="filepath", height=120)
         again = gr.Button("Look for new adapter files", size="sm")
         self.mode.change(
             lambda mode: (gr.update(visible=mode == GRID), gr.update(visible=mode == BLEND)), self.mode, [grid, blend],
@@ -135,7 +81,9 @@ class Plans:
         kinds = [self.base, self.adapters, self.first, self.second, self.x.kind, self.y.kind, self.fields["prompt"]]
         gr.on([page.load, again.click, self.base.input], self.refresh, kinds, lists, **SOON)
         parts = [*self.x.parts, *self.y.parts, self.adapters, self.weight, *made]
-        self.inputs = [self.mode, self.base, *parts, *self.fields.values(), self.subject, self.files]
+        asked = [self.mode, self.base, *parts, *self.fields.values()]
+        self.inputs = [*asked, self.subject, self.files]
+        drop.upload(self.dropped, drop, [*asked, drop], **SOON)
 
     def choices(self, base: str) -> list[str]:
         """Adapters that fit a base."""
@@ -159,6 +107,45 @@ class Plans:
             *self.x.fit(x, base, False), *self.y.fit(y, base, False), prompt,
             gr.update(choices=list(self.app.studio.bases)),
         )  # fmt: skip
+
+    def there(self, names: Iterable[str], known: Sequence[str]) -> list[str]:
+        """Those of `names` that are known; the others are told."""
+        names = list(names)
+        for name in names:
+            if name not in known:
+                gr.Warning(self.app.plain(ValueError(f"there is no {name!r} here for this base")))
+        return [name for name in names if name in known]
+
+    def dropped(self, file: str) -> list[Any]:
+        """A sheet was given back: updates that put its plan into the controls."""
+        with self.app.toasts():
+            found = self.show(Plan.read(Path(file)))
+        gr.Info("The grid's recipe was taken up.")
+        return [*found, None]
+
+    def show(self, plan: Plan) -> list[Any]:
+        """Updates of all controls but those of scores, which put a plan into them; what cannot be had is told."""
+        request, studio = plan.request, self.app.studio
+        base = (self.there([request.base], list(studio.bases)) if request.base else []) or [studio.first]
+        self.app.library.scan(studio.base(base[0]))
+        names = self.choices(base[0])
+        left = {*request.changed()} - {*FIELDS, "base", "num_images"}
+        if left:
+            gr.Warning(f"Compare has no control for {', '.join(sorted(left))}; the base's own is taken.")
+        adapters, weight = self.there(plan.adapters, names), plan.weight
+        axes = [None, None] if plan.blend else [plan.x, plan.y]
+        updates = [BLEND if plan.blend else GRID, gr.update(value=base[0], choices=list(studio.bases))]
+        for controls, axis in zip((self.x, self.y), axes, strict=True):
+            updates += [gr.skip()] * len(controls.parts) if plan.blend else controls.show(axis, base[0])
+        updates.append(gr.update(choices=names, value=adapters))
+        updates.append(gr.update(value=weight, minimum=min(-1, weight), maximum=max(2, weight)))
+        for axis in plan.axes if plan.blend else (None, None):
+            if axis is None:
+                updates += [gr.update(choices=names), gr.skip()]
+            else:
+                own = next(iter(self.there([axis.of], names)), None)
+                updates += [gr.update(choices=names, value=own), ", ".join(map(str, axis.values))]
+        return updates + [getattr(request, name) for name in self.fields]
 
     def read(self, values: Sequence[Any]) -> tuple[Plan, list[Path]]:
         """The plan, and the pictures of the subject, from the values of `inputs`. Raises ValueError, TypeError."""

@@ -15,7 +15,7 @@ from .adapter import FAMILIES, Adapter, AdapterInfo, ForeignLayer
 from .attach import match_targets
 from .linalg import product_svd, truncated_svd
 from .options import Options, option
-from .reduce import Factors, Loss, Stored
+from .reduce import Factors, Loss, Stored, side_by_side, weighted_sum
 from .registry import Registry
 from .sources import Delta, Place, Sources
 from .text import TextPart, load_text, set_text, text_parts
@@ -65,6 +65,13 @@ class Merger:
     def cut_factors(self, up: Tensor, down: Tensor, deltas: Sequence[Delta]) -> Factors:
         """The best factors of a merged ΔW = B A; the smallest that are exact if they need not be cut."""
         return Factors(*product_svd(up, down, self.limit(deltas), self.energy), functools.partial(torch.mm, up, down))
+
+    def cut_sum(self, deltas: Sequence[Delta]) -> Factors:
+        """The best factors of Σ w ΔW; exact, and the smallest that are, where all are low rank and nothing cuts it."""
+        exact = [(delta.weight * delta.exact[0], delta.exact[1]) for delta in deltas if delta.exact]
+        if len(exact) < len(deltas):
+            return self.cut(weighted_sum(deltas), deltas)
+        return self.cut_factors(*side_by_side(exact), deltas)
 
     @property
     def energy(self) -> float:

@@ -59,6 +59,17 @@ def test_linear_stores_shared_directions_once() -> None:
     assert torch.equal(both[1], torch.cat((one[1], one[1])))
 
 
+@pytest.mark.parametrize("method", ["linear", "cat"])
+def test_a_rank_or_an_energy_cuts_the_sum(method: str) -> None:
+    """Of low-rank adapters alone, and with one among them that is not."""
+    for model, names in ((twins(rank=4), ["a", "b"]), (mixed(), list(WEIGHTS))):
+        assert merge_adapters(model, names, "cut", method=method, rank=3).rank == 3
+        assert merge_adapters(model, names, "best", method="svd", rank=3).rank == 3
+        assert_same(wanted(model, "cut"), wanted(model, "best"), 1e-4)
+        loose = merge_adapters(model, names, "loose", method=method, energy=0.9)
+        assert 0 < loose.relative_error <= (1 - 0.9) ** 0.5
+
+
 @pytest.mark.parametrize("cut", [{}, {"rank": 1}, {"energy": 0.8}, {"energy": 0.99, "rank": 3}])
 def test_svd_is_the_best_of_its_rank_and_tells_the_loss(cut: dict[str, Any]) -> None:
     model = twins(rank=4)

@@ -185,7 +185,7 @@ def test_the_doctor_tells_what_a_file_is(ask: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("method", MERGERS)
 def test_every_method_merges_into_the_library(method: str, ask: Callable[..., Any], home: Path) -> None:
     said = ask("merge", {"red": 0.5, "green": 1.0}, f"m {method}", method, {"rank": 2}, "")
-    assert re.fullmatch(rf"m {method}: rank (2, relative error .*|32, exact)", said)
+    assert re.fullmatch(rf"m {method}: rank 2, relative error .*", said)
     made = json.loads(header_of(home / f"m {method}.safetensors")["diffusion-adapters"])["provenance"]
     assert (made["method"], made["options"]["rank"]) == (method, 2)
     (home / f"m {method}.safetensors").unlink()

@@ -7,7 +7,7 @@ are stored once, so that the rank is that of the sum, at most the sum of theirs.
 from collections.abc import Sequence
 
 from ..merge import MERGERS, Merger
-from ..reduce import Factors, side_by_side, weighted_sum
+from ..reduce import Factors
 from ..sources import Delta
 
 
@@ -16,7 +16,4 @@ class Linear(Merger):
     """Σ w ΔW."""
 
     def merge(self, deltas: Sequence[Delta], where: str) -> Factors:
-        exact = [(delta.weight * delta.exact[0], delta.exact[1]) for delta in deltas if delta.exact]
-        if len(exact) < len(deltas):
-            return self.cut(weighted_sum(deltas), deltas)
-        return self.cut_factors(*side_by_side(exact), deltas)
+        return self.cut_sum(deltas)

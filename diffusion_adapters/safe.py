@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -92,3 +93,22 @@ def check_safetensors(path: Path) -> None:
         raise ValueError(f"{path}: not a safetensors file, or truncated ({size} bytes, its header claims {header})")
     if header > MAX_HEADER_BYTES:
         raise ValueError(f"{path}: a header of {header} bytes exceeds the limit of {MAX_HEADER_BYTES}")
+
+
+def from_safetensors(kind: Any, source: str, **settings: Any) -> Any:
+    """`kind.from_pretrained(source)` of diffusers or transformers, from safetensors alone.
+
+    Raises ValueError with the file if its numbers are a pickle, else what `from_pretrained` raises.
+    """
+    try:
+        return kind.from_pretrained(source, use_safetensors=True, **settings)
+    except OSError as error:
+        files = sorted(path for path in Path(source).rglob("*") if path.is_file()) if Path(source).is_dir() else []
+        whole = {path.parent for path in files if path.suffix == ".safetensors"}
+        pickles = [path for path in files if path.suffix in PICKLE_SUFFIXES and path.parent not in whole]
+        if not pickles:
+            raise
+        raise ValueError(
+            f"{pickles[0].relative_to(source)} in {source}: a pickle can run code when read and is never loaded; take "
+            "a version of this model in .safetensors, or write one by save_pretrained where you trust the file"
+        ) from error

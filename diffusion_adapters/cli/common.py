@@ -105,9 +105,14 @@ def count(text: str) -> int:
 
 
 def load_base(base: str | None) -> Any:
-    """The pipeline at a path or Hub id, on the accelerator if there is one; the embedded base if None."""
+    """The pipeline at a path or Hub id, on the accelerator if there is one; the embedded base if None.
+
+    Raises ValueError for one whose numbers are no safetensors.
+    """
     import torch
     from diffusers import DiffusionPipeline
+
+    from ..safe import from_safetensors
 
     if base is None and not (POCKET / "model_index.json").exists():
         raise FileNotFoundError("the embedded base lies in the clone of the repository; give --base a pipeline")
@@ -116,4 +121,4 @@ def load_base(base: str | None) -> Any:
         raise FileNotFoundError(f"--base {source}: no such folder, and not a Hub id like 'owner/name'")
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtype = torch.float32 if base is None or device == "cpu" else torch.float16
-    return DiffusionPipeline.from_pretrained(source, dtype=dtype).to(device)
+    return from_safetensors(DiffusionPipeline, source, dtype=dtype).to(device)

@@ -14,6 +14,7 @@ import safetensors
 import torch
 from torch import nn
 
+from diffusion_adapters.safe import from_safetensors
 from train.bases import quantize
 from train.bases.base import BASES, Base
 from train.bases.options import BaseOptions
@@ -65,7 +66,8 @@ def inspect_base(options: BaseOptions) -> BaseInfo:
             configs[component] = getattr(diffusers, entry[1]).load_config(source, subfolder=component, **where)
     vae = None
     if options.pretrained_vae_model_name_or_path is not None:
-        vae = functools.partial(getattr(diffusers, index["vae"][1]).from_pretrained, _vae(options, configs))
+        kind_of_vae = getattr(diffusers, index["vae"][1])
+        vae = functools.partial(from_safetensors, kind_of_vae, _vae(options, configs))
 
     def denoiser() -> nn.Module | None:
         owner, name = index[kind.component]
@@ -94,7 +96,7 @@ def load_base(info: BaseInfo, options: BaseOptions, device: torch.device, dtype:
     try:
         if info.vae is not None:
             which["vae"] = info.vae(dtype=dtype)
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(info.source, **which)
+        pipeline = from_safetensors(diffusers.DiffusionPipeline, info.source, **which)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"--pretrained_model_name_or_path {info.source}: cannot be loaded: {said}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -53,14 +53,19 @@ def compose_adapters(model: Any, new_name: str, domains: Mapping[str, str], *, t
     )
     stay = {n: w for n, w in get_active_adapters(model).items() if n not in domains.values()}
     for component, adapters in built.items():
-        for adapter in adapters.values():
-            adapter.requires_grad_(False)
-            for value in adapter.parameters(recurse=False):  # its own, not those of its parts
-                value.requires_grad_(trainable)
+        train_mixing(adapters.values(), trainable)
         sets[component].insert(new_name, adapters, info, pipeline=pipeline_of(model))
     for adapter_set in sets.values():
         own = {n: w for n, w in {**stay, new_name: 1.0}.items() if n in adapter_set.infos}
         adapter_set.set_weights(own, pipeline=pipeline_of(model))
+
+
+def train_mixing(adapters: Iterable[Adapter], trainable: bool = True) -> None:
+    """Let the coefficients of hybrids be trained, unless `trainable` is false, and their parts not."""
+    for adapter in adapters:
+        adapter.requires_grad_(False)
+        for value in adapter.parameters(recurse=False):  # its own, not those of its parts
+            value.requires_grad_(trainable)
 
 
 def _parts(adapter_set: Any, domains: Mapping[str, str], family: str) -> dict[str, Part]:

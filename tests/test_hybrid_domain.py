@@ -102,24 +102,6 @@ def test_parts_are_of_any_family(base: Path, place: Path, family: str) -> None:
     assert all(torch.isfinite(value).all() for value in trained("dreambooth-hybrid").values())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_run_that_was_stopped_goes_on_bitwise(base: Path, place: Path, checkpointing: bool) -> None:
-    told = {"gradient_accumulation_steps": 2, "num_validation_images": 0, "checkpointing_steps": 3}
-    told |= {"lr_scheduler": "constant", "source_data_dir": "sources"}
-    more = ["--gradient_checkpointing"] if checkpointing else []
-    assert hybrid_domain.main([*words(base, output_dir="whole", **told), *more]) == 0
-    config, adapter = dreambooth.parse(
-        dreambooth.DreamBoothOptions, None, ["--adapter", "hybrid", *words(base, output_dir="parts", **told), *more]
-    )
-    records = []
-    for record in dreambooth.run(config, adapter, lambda: len(records) == 3):
-        records.append(record)
-    assert len(records) == 3
-    resumed = words(base, output_dir="parts", **told, resume_from_checkpoint="latest")
-    assert hybrid_domain.main([*resumed, *more]) == 0
-    assert same(trained("whole"), trained("parts"))
-
-
 @pytest.mark.slow
 def test_two_processes_agree_with_one_of_twice_the_batch(base: Path, place: Path) -> None:
     told = {"num_validation_images": 0, "checkpointing_steps": 0, "source_data_dir": "sources"}
@@ -147,6 +129,26 @@ def composed(base: Path, kinds: dict[str, str]) -> list[str]:
             torch.nn.init.normal_(parameter, std=0.1)
         found.append(f"{name}={save_adapter(loaded.pipeline, name, Path(f'{name}.safetensors'))}")
     return found
+
+
+@pytest.mark.parametrize("how", ["plain", "checkpointed", "composed"])
+def test_a_run_that_was_stopped_goes_on_bitwise(base: Path, place: Path, how: str) -> None:
+    told = {"gradient_accumulation_steps": 2, "num_validation_images": 0, "checkpointing_steps": 3}
+    told |= {"lr_scheduler": "constant", "source_data_dir": "sources"}
+    more = ["--gradient_checkpointing"] if how == "checkpointed" else []
+    if how == "composed":
+        more = ["--part", *composed(base, dict.fromkeys(NAMES, "lora"))]
+    assert hybrid_domain.main([*words(base, output_dir="whole", **told), *more]) == 0
+    config, adapter = dreambooth.parse(
+        dreambooth.DreamBoothOptions, None, ["--adapter", "hybrid", *words(base, output_dir="parts", **told), *more]
+    )
+    records = []
+    for record in dreambooth.run(config, adapter, lambda: len(records) == 3):
+        records.append(record)
+    assert len(records) == 3
+    resumed = words(base, output_dir="parts", **told, resume_from_checkpoint="latest")
+    assert hybrid_domain.main([*resumed, *more]) == 0
+    assert same(trained("whole"), trained("parts"))
 
 
 def test_composing_trains_the_mixing_alone(base: Path, place: Path) -> None:

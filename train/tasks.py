@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffusion_adapters import AdapterSet, add_adapter, compose_adapters, delete_adapters, load_adapter, set_adapters
+from diffusion_adapters.compose import train_mixing
 from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
 from train.bases import Base, BaseInfo
@@ -119,6 +120,8 @@ class Domains(Subject):
 
         if sharded(accelerator):
             raise ValueError("a base that is shared among processes cannot be looked into; train with whole copies")
+        if config.part:  # those of a checkpoint, too
+            train_mixing(adapters.of(name).values())
         features = make_features(config.encoder, base, accelerator.device)
 
         def dial(weights: Mapping[str, float]) -> None:

@@ -25,14 +25,14 @@ from diffusion_adapters.options import Options, option
 from train.benchmarks.blending import draw, load_base, sheet
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.mixture_scores import METRICS, Scorer, as_json, interval, judge_of, table
-from train.benchmarks.mixtures import COMPOSED, FIRST_SEED, MIXTURES, WAYS, Mixture, Rows, Shop
+from train.benchmarks.mixtures import COMPOSED, ENCODERS, FIRST_SEED, MIXTURES, TWICE, WAYS, Mixture, Rows, Shop
 from train.flags import HYBRID
 from train.output import write
 from train.ruler import Encoder
 from train.ruler.metrics import Values
 from train.script import command, read_options
 
-OURS, BESIDE = (HYBRID, COMPOSED), ("sum of single-domain adapters", "sequential")
+OURS, BESIDE = (HYBRID, COMPOSED, TWICE), ("sum of single-domain adapters", "sequential")
 DIALS = (0.0, 0.5, 1.0)
 
 
@@ -152,7 +152,7 @@ def dial_grid(bench: Bench, seed: int = FIRST_SEED) -> Image.Image:
     """A row for each dial of the first domain, columns for each of the second, two prompts side by side."""
     mixture, shop = bench.mixtures[0], bench.shops[0]
     first, second = mixture.domains
-    pipe, rows = load_base(whole=shop.hybrid(mixture.domains)), []
+    pipe, rows = load_base(whole=shop.hybrid(mixture.domains, True, ENCODERS)), []
     for one in DIALS:
         images = []
         for two in DIALS:

@@ -24,6 +24,8 @@ PROMPTS, FIRST_SEED = 8, 1000
 OWN = 0.8
 """Of the steps of a hybrid, those on the pictures of one domain: by the defaults, all of 0.6 and half of the rest."""
 COMPOSED = f"{HYBRID}, composed of the single-domain adapters"
+TWICE = f"{COMPOSED}, by two encoders"
+ENCODERS = ("denoiser", "pipelines/pocket/encoder")
 Rows = list[list[Image.Image]]
 
 
@@ -91,9 +93,12 @@ class Shop:
             self._run(file, own | {"max_train_steps": steps})
         return file
 
-    def hybrid(self, domains: Sequence[str], composed: bool = False) -> Path:
-        """The hybrid that `train/hybrid_domain.py` trains, or composes of the single adapters, unless it is there."""
-        label = f"hybrid-{'composed-' if composed else ''}{'+'.join(domains)}"
+    def hybrid(self, domains: Sequence[str], composed: bool = False, encoders: Sequence[str] = ()) -> Path:
+        """The hybrid that `train/hybrid_domain.py` trains, or composes of the single adapters, unless it is there.
+
+        `encoders`: instead of the default one, by name or path.
+        """
+        label = "-".join([HYBRID, *["composed"] * composed, *(Path(name).name for name in encoders), "+".join(domains)])
         file = self.work_dir / "trained" / f"{self.family}-{label}-{self.seed}" / "adapter.safetensors"
         if not file.is_file():
             own: dict[str, Any] = {"adapter": HYBRID, "family": self.family}
@@ -102,6 +107,8 @@ class Shop:
             own["max_train_steps"] = self.steps if composed else round(self.steps * len(domains) / OWN)
             if composed:
                 own["part"] = [f"{domain}={self.single(domain)}" for domain in domains]
+            if encoders:
+                own["encoder"] = list(encoders)
             self._run(file, own)
         return file
 
@@ -170,5 +177,6 @@ WAYS: dict[str, Callable[[Shop, Mixture, Sequence[int]], Rows]] = {
     "sequential": blend(lambda shop, domains: shop.sequence(domains)),
     "joint": blend(lambda shop, domains: [shop.joint(domains)]),
     HYBRID: blend(lambda shop, domains: [shop.hybrid(domains)]),
-    COMPOSED: blend(lambda shop, domains: [shop.hybrid(domains, composed=True)]),
+    COMPOSED: blend(lambda shop, domains: [shop.hybrid(domains, True)]),
+    TWICE: blend(lambda shop, domains: [shop.hybrid(domains, True, ENCODERS)]),
 }

@@ -20,8 +20,8 @@ from train.bases import inspect_base, load_base
 from train.bases.load import ROOT
 from train.data import cache
 from train.flags import parse
-from train.keeper import attach
 from train.objective import Objective
+from train.tasks import attach, task_of
 
 CPU = torch.device("cpu")
 
@@ -36,14 +36,16 @@ def estimated(argv, dtype=torch.float32):
     config, adapter, info = configured(argv)
     side = (config.resolution, config.resolution)
     objective = Objective.of(config)
-    return memory.estimate(info, config, lambda b: attach(b, "blank", config, adapter), objective, CPU, dtype, side)
+    return memory.estimate(
+        info, config, lambda b: attach(task_of(config), config, adapter, b), objective, CPU, dtype, side
+    )
 
 
 def real_step(argv, dtype=torch.float32):
     """A function that does one forward of the loaded modules, and the adapters."""
     config, adapter, info = configured(argv)
     made = load_base(info, config, CPU, dtype)
-    adapters = attach(made.denoiser, "x", config, adapter).float()
+    adapters = attach(task_of(config), config, adapter, made.denoiser, "x").float()
     adapters.set_weights(adapters.weights)
     if config.gradient_checkpointing:
         made.denoiser.enable_gradient_checkpointing()

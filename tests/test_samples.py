@@ -251,7 +251,7 @@ def test_the_teacher_sees_the_same_noisy_picture_with_the_class_prompt(folder):
 
 
 def test_class_images_come_with_their_prompt_in_the_size_of_the_batch(folder):
-    sizes = {size: [] for size in dataset(folder, use_aspect_ratio_buckets=True).order.members}
+    sizes = {size: [] for size, _ in dataset(folder, use_aspect_ratio_buckets=True).order.members}
     for size, examples in sizes.items():
         colours = [Image.new("RGB", size, (0, 0, 50 + 20 * i)) for i in range(5)]
         examples += [Example(f"class{i}", (image,), "", size) for i, image in enumerate(colours)]

@@ -71,6 +71,7 @@ def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp
     api.expect(seed).to_have_value("4", timeout=WAIT)
 
 
+@pytest.mark.slow  # a busy computer does not draw the first cell within a minute
 def test_stop_ends_a_grid_and_what_is_there_stays(open_page: Callable[..., Any]) -> None:
     page = open_page(tab="Compare")
     ready(page)

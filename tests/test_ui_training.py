@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffusion_adapters import FAMILIES
 from tests.trainings import FAST, SUBJECT, Bases, end
 from train.data import DataOptions, read_folder
 from train.dreambooth import DreamBoothOptions
 from train.flags import BASE_FLAG
 from ui.check import BUSY, check, look
-from ui.choices import ELSEWHERE, FAMILY, Choices, groups, parsed
+from ui.choices import ELSEWHERE, FAMILY, TAUGHT, Choices, groups, parsed
 from ui.runs import Runs
 
 
@@ -71,7 +70,7 @@ def test_settings_are_the_trainers_own_and_no_others(choices: Choices, tmp_path:
     listed = {name for _, names in groups().values() for name in names}
     paths = {name for name, (kind, _) in DreamBoothOptions.kinds().items() if kind is Path}
     assert listed == set(DreamBoothOptions.kinds()) - ELSEWHERE - paths
-    for family in FAMILIES:
+    for family in TAUGHT:
         values = choices.start("pocket", family)
         (tmp_path / "run.toml").write_text(choices.toml(values, tmp_path, tmp_path / "out"))
         config, adapter = parsed(tmp_path / "run.toml")
@@ -88,6 +87,7 @@ def test_settings_are_the_trainers_own_and_no_others(choices: Choices, tmp_path:
         ({"output_dir": "/etc"}, "option 'output_dir' cannot be set here"),
         ({"hub_token": "hf_secret"}, "cannot be set here"),
         ({"rank": "many"}, "rank"),
+        ({FAMILY: "hybrid"}, "learns from a folder of each domain: use train/hybrid_domain.py"),
         ({"max_train_steps": 0}, "max_train_steps must be at least 1"),
         ({"optimizer": "os.system"}, "optimizer must be one of"),
         ({BASE_FLAG: "/srv/secret"}, "takes no others"),

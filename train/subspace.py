@@ -133,7 +133,7 @@ def coordinates(source: Tensor, domains: Sequence[Tensor], ridge: float = 1.0) -
     spread = rows.T @ rows / len(rows)
     spread = spread + ridge * spread.trace() / len(spread) * torch.eye(len(spread)).to(spread)
     found = torch.linalg.solve(spread, ways)
-    return found @ torch.linalg.inv(ways.T @ found)
+    return found @ torch.linalg.pinv(ways.T @ found)  # of equal domains, too
 
 
 def coordinates_loss(source: Tensor, features: Tensor, read: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -41,9 +42,9 @@ def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app with the embedded base, served from this process."""
+@contextmanager
+def served(folder: Path, *, library: Path, bases: Sequence[Path | None] = (None,)) -> Iterator[str]:
+    """The app, served from this process; its files lie in `folder`. None of `bases` is the embedded base."""
     pytest.importorskip("gradio")
     from ui.app import build, open_page
     from ui.bases import Base
@@ -51,11 +52,19 @@ def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     from ui.studio import Studio
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
-        page = build(Studio([Base.of(None)], Library([library_folder], library_folder)))
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        known = [Base.of(base and str(base)) for base in bases]
+        page = build(Studio(known, Library([library], library)))
         _, url, _ = open_page(page, prevent_thread_lock=True)
         yield url
         page.close()
+
+
+@pytest.fixture(scope="session")
+def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app with the embedded base."""
+    with served(tmp_path_factory.mktemp("served"), library=library_folder) as url:
+        yield url
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from ui.cards import Cards, Dials
 from ui.common import QUIET, SOON, App
 from ui.controls import START, Controls
 from ui.history import History
+from ui.library import ERRORS
 from ui.recipe import Recipe
 from ui.request import Request
 from ui.view import View
@@ -29,8 +30,10 @@ class Memory:
         self.app, self.studio, self.controls, self.cards, self.view = app, app.studio, controls, cards, view
         self.flags, self.pictures = list(flags), History()
         self.saved = gr.BrowserState({}, storage_key=SAVED, secret=SAVED)
+        self.base = gr.State(app.studio.first)
+        """The base whose traits the controls have, where the picker may hold what was typed and is none."""
         self.restored = [
-            *controls.fields.values(), controls.image, cards.rack, cards.dials, cards.again, *flags
+            *controls.fields.values(), controls.image, cards.rack, cards.dials, cards.again, self.base, *flags
         ]  # fmt: skip
 
     def wire(self, page: gr.Blocks, asked: Sequence[Any], drop: gr.File) -> None:
@@ -40,7 +43,7 @@ class Memory:
         page.load(self.reload, [self.saved, again], [*self.restored, *self.view.parts, self.saved], **SOON)
         kept = [part.change for part in (*fields.values(), cards.rack, cards.dials, *self.flags)]
         gr.on(kept, self.keep, [again, self.saved, *asked], self.saved, trigger_mode="always_last", **QUIET)
-        fields["base"].input(self.rebase, [fields["base"], again], self.restored, **SOON)
+        fields["base"].input(self.rebase, [fields["base"], self.base, cards.rack, again], self.restored, **SOON)
         drop.upload(self.dropped, [drop, again], [*self.restored, drop], **SOON)
         handed = [*self.restored, self.app.recipe]
         self.app.recipe.change(self.handed, [self.app.recipe, again], handed, **SOON)
@@ -89,6 +92,7 @@ class Memory:
         rack = [name for name in rack if name in choices]
         return updates | {
             self.cards.rack: gr.update(choices=choices, value=rack),
+            self.base: updates[base]["value"],
             self.cards.dials: {str(name): dict(dial) for name, dial in dials.items()},
             self.cards.again: again + 1,
         }
@@ -124,17 +128,24 @@ class Memory:
         with self.app.toasts():
             return self.take(Recipe.from_dict(values), again) | {self.app.recipe: None}  # the same may come again
 
-    def rebase(self, name: str, again: int) -> dict[Any, Any]:
-        """Another base was chosen or typed."""
-        fields = self.controls.fields
-        with self.app.toasts():
+    def rebase(self, name: str, before: str, rack: Sequence[str], again: int) -> dict[Any, Any]:
+        """Another base was chosen or typed. What is none is told, and the one before stays."""
+        own = self.controls.fields["base"]
+        try:
             base = self.studio.add_base(name)
             updates = self.controls.fit(base.name)
-            updates[fields["base"]] = gr.update(choices=list(self.studio.bases), value=base.name)
-            return updates | {
-                self.cards.rack: gr.update(choices=self.cards.choices(base.name)),
-                self.cards.again: again + 1,
-            }
+        except ERRORS as error:
+            gr.Warning(self.app.plain(error))
+            return {own: before}
+        choices = self.cards.choices(base.name)
+        if away := [name for name in rack if name not in choices]:
+            gr.Warning(self.app.plain(ValueError(f"put away, as made for another base: {', '.join(away)}")))
+        updates[own] = gr.update(choices=list(self.studio.bases), value=base.name)
+        return updates | {
+            self.base: base.name,
+            self.cards.rack: gr.update(choices=choices, value=[name for name in rack if name in choices]),
+            self.cards.again: again + 1,
+        }
 
     def reuse(self, shots: list[Any], chosen: int) -> tuple[Any, Any]:
         """The seed of the chosen picture."""

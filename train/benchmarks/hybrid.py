@@ -30,6 +30,7 @@ from train.flags import HYBRID
 from train.output import write
 from train.ruler import Encoder
 from train.ruler.metrics import Values
+from train.ruler.tiles import cut, join
 from train.script import command, read_options
 
 OURS, BESIDE = (HYBRID, COMPOSED, TWICE), ("sum of single-domain adapters", "sequential")
@@ -105,23 +106,6 @@ class Bench:
             found.append(own)
         self.accuracy = judge.accuracy()
         return found
-
-
-def join(rows: Rows) -> Image.Image:
-    """All pictures at their own size: a row per prompt."""
-    width, height = rows[0][0].size
-    whole = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            whole.paste(image, (x * width, y * height))
-    return whole
-
-
-def cut(whole: Image.Image, rows: int, columns: int) -> Rows:
-    """The pictures of `join`."""
-    width, height = whole.width // columns, whole.height // rows
-    boxes = [[(x * width, y * height, (x + 1) * width, (y + 1) * height) for x in range(columns)] for y in range(rows)]
-    return [[whole.crop(box) for box in row] for row in boxes]
 
 
 def over_all(found: Sequence[dict[str, dict[str, Values]]]) -> dict[str, dict[str, Values]]:

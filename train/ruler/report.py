@@ -14,6 +14,7 @@ from train.output import write
 from train.report import FAINT, GAP, INK, LINE, MARGIN, PAPER, fit, font, shortened
 
 from . import METRICS, Pictures, Scores, Suite
+from .tiles import cut, join
 
 CELL = 96
 
@@ -93,24 +94,13 @@ def poster(
 
 def sheet(pictures: Pictures) -> Image.Image:
     """All pictures at their own size: a row per prompt of any set, a column per seed."""
-    rows = [row for own in pictures.images.values() for row in own]
-    width, height = rows[0][0].size
-    whole = Image.new("RGB", (width * len(rows[0]), height * len(rows)))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            whole.paste(image, (x * width, y * height))
-    return whole
+    return join([row for own in pictures.images.values() for row in own])
 
 
 def from_sheet(whole: Image.Image, suite: Suite) -> dict[str, list[list[Image.Image]]]:
     """The pictures of `sheet`, by set, prompt and seed."""
     sets, count = suite.sets(), sum(map(len, suite.sets().values()))
-    width, height = whole.width // suite.seeds, whole.height // count
-    cut = [
-        [whole.crop((x * width, y * height, (x + 1) * width, (y + 1) * height)) for x in range(suite.seeds)]
-        for y in range(count)
-    ]
-    rows = iter(cut)
+    rows = iter(cut(whole, count, suite.seeds))
     return {name: [next(rows) for _ in prompts] for name, prompts in sets.items()}
 
 

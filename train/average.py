@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import nn
 
 
@@ -22,7 +21,11 @@ class Average:
             raise ValueError("--use_ema and a schedule-free optimizer both average; leave --use_ema out")
         if self.own is not None:
             self.own.train()
-        self.moving = None if decay is None else EMAModel(self.parameters, decay=decay, foreach=True)
+        self.moving: Any = None
+        if decay is not None:
+            from diffusers.training_utils import EMAModel
+
+            self.moving = EMAModel(self.parameters, decay=decay, foreach=True)
 
     def step(self) -> None:
         """Take up the values of a new step."""

@@ -7,11 +7,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_adapters.options import argument_parser
+from ui.start import uncollected, without_stubs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +61,18 @@ def serve(args: argparse.Namespace) -> None:
     settings = access(args)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    with tempfile.TemporaryDirectory(prefix="diffusion-adapters-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # its default is one folder for all users of a computer
+        with uncollected():
+            page, said = opened(args, settings)
+        print(f"{said} Ready in {time.perf_counter() - start:.1f} s.")
+        print(f"Open {page.local_url} in a browser; Ctrl+C ends the app.", flush=True)
+        page.block_thread()
+
+
+def opened(args: argparse.Namespace, settings: Mapping[str, Any]) -> tuple[Any, str]:
+    """The served page, and what the library holds."""
+    without_stubs()
     try:
         import gradio  # noqa: F401
     except ImportError:
@@ -73,17 +86,13 @@ def serve(args: argparse.Namespace) -> None:
     studio = Studio([Base.of(source) for source in args.base or [None]], library, open_to_bases=not args.listen)
     entries = library.scan(studio.base())
     refused = sum(entry.report is None for entry in entries)
-    with tempfile.TemporaryDirectory(prefix="diffusion-adapters-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # its default is one folder for all users of a computer
-        page = build(studio)
-        try:
-            _, url, _ = open_page(page, prevent_thread_lock=True, **settings)
-        except OSError as error:
-            where = f"--port {args.port} is" if args.port else "ports 7860 to 7959 are"
-            raise OSError(f"{where} not free: give another --port") from error
-        print(f"{len(entries) - refused} adapters, {refused} refused. Ready in {time.perf_counter() - start:.1f} s.")
-        print(f"Open {url} in a browser; Ctrl+C ends the app.", flush=True)
-        page.block_thread()
+    page = build(studio)
+    try:
+        open_page(page, prevent_thread_lock=True, **settings)
+    except OSError as error:
+        where = f"--port {args.port} is" if args.port else "ports 7860 to 7959 are"
+        raise OSError(f"{where} not free: give another --port") from error
+    return page, f"{len(entries) - refused} adapters, {refused} refused."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,13 +45,14 @@ class Guard:
 def build(studio: Studio) -> gr.Blocks:
     """The page, ready for `open_page`."""
     with gr.Blocks(title="diffusion-adapters", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        page.queue(max_size=100, default_concurrency_limit=1)  # at once: it reads all that the page has by then
         gr.Markdown("## diffusion-adapters")
         app = App(studio, studio.library)
         with gr.Tabs() as app.tabs:
             for title, tab in TABS.items():
                 with gr.Tab(title, id=title):
                     tab(app)
-    return page.queue(max_size=100, default_concurrency_limit=1)
+    return page
 
 
 def open_page(page: gr.Blocks, **settings: Any) -> Any:

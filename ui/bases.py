@@ -101,13 +101,9 @@ class LoadedBase:
     @cached_property
     def from_image(self) -> Any:
         """The pipeline that draws from a picture, of the same parts; None if there is none."""
-        from diffusers import AutoPipelineForImage2Image
-
-        try:
-            pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
-        except ValueError:
-            return None
-        pipe.set_progress_bar_config(disable=True)
+        pipe = _from_image(self.pipe)
+        if pipe is not None:
+            pipe.set_progress_bar_config(disable=True)
         return pipe
 
     @cached_property
@@ -199,6 +195,20 @@ class LoadedBase:
             self.loaded[entry.name] = entry
             self.shelf.files[entry.name] = entry.path
         self.shelf.set_adapters([entry.name for entry in mix], list(mix.values()))
+
+
+def _from_image(pipe: Any) -> Any:
+    """The pipeline of diffusers that draws from a picture, of the parts of another; None if there is none."""
+    import diffusers
+
+    kind = getattr(diffusers, type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline"), None)
+    if kind is not None:
+        own = {**pipe.config, **pipe.components}
+        return kind(**{name: own[name] for name in inspect.signature(kind).parameters if name in own})
+    try:  # under another name, if at all: diffusers imports all that it has to look it up
+        return diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError:
+        return None
 
 
 def _fits(kind: type, own: type) -> bool:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional import pairwise_cosine_similarity
 
 Values = NDArray[np.float64]
 
@@ -43,6 +42,8 @@ class Interval:
 
 def similarity(features: Tensor, others: Tensor) -> Values:
     """(..., d) and (k, d) -> cosines (..., k)."""
+    from torchmetrics.functional import pairwise_cosine_similarity  # seconds, which only who measures waits for
+
     flat = pairwise_cosine_similarity(features.reshape(-1, features.shape[-1]).double(), others.double())
     return flat.reshape(*features.shape[:-1], len(others)).numpy()
 

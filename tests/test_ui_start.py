@@ -19,6 +19,7 @@ import gradio as gr
 from diffusion_adapters.cli.common import POCKET
 from tests.tiny import save_pipeline
 from ui.bases import Base, LoadedBase
+from ui.relatives import named
 from ui.start import STUBS, Stubless, uncollected
 
 LATER = ("torchmetrics", "matplotlib", "sklearn", "diffusers.training_utils", "diffusers.pipelines.auto_pipeline")
@@ -56,11 +57,8 @@ def test_garbage_is_looked_for_again_afterwards() -> None:
 
 
 def test_the_pipeline_that_draws_from_a_picture_is_the_one_of_diffusers(tmp_path: Path) -> None:
-    import diffusers
-
     for name, kind in auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items():
-        found = getattr(diffusers, kind.__name__.replace("Pipeline", "Img2ImgPipeline"), None)
-        known = auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get(name)
+        found, known = named(kind), auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING.get(name)
         assert None in (found, known) or found is known, name
     for base in (Base.of(None), Base.of(str(save_pipeline(tmp_path / "tiny")))):
         loaded = LoadedBase.load(base)

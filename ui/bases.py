@@ -17,6 +17,7 @@ from diffusion_adapters.attach import find_denoisers
 from diffusion_adapters.cli.common import POCKET, POCKET_GUIDANCE, load_base
 from diffusion_adapters.skeleton import Skeleton, skeleton
 from ui.library import Entry
+from ui.relatives import from_picture, samplers
 from ui.request import LARGEST, Request, seed_of
 
 KEEP = 32
@@ -98,10 +99,15 @@ class LoadedBase:
         """Raises what `from_pretrained` raises."""
         return cls(base, load_base(base.source))
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether it is on another device than the CPU."""
+        return self.pipe.device.type != "cpu"
+
     @cached_property
     def from_image(self) -> Any:
         """The pipeline that draws from a picture, of the same parts; None if there is none."""
-        pipe = _from_image(self.pipe)
+        pipe = from_picture(self.pipe)
         if pipe is not None:
             pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -109,9 +115,7 @@ class LoadedBase:
     @cached_property
     def samplers(self) -> dict[str, type]:
         """Schedulers by name that can take the place of the base's own, which is the first."""
-        own = type(self.scheduler)
-        others = sorted((kind for kind in self.scheduler.compatibles if _fits(kind, own)), key=lambda k: k.__name__)
-        return {kind.__name__.removesuffix("Scheduler"): kind for kind in (own, *others)}
+        return samplers(self.scheduler)
 
     @cached_property
     def traits(self) -> Traits:
@@ -127,7 +131,7 @@ class LoadedBase:
             size=(width * factor, height * factor), multiple=max(8, factor * 2**halvings),
             samplers=tuple(self.samplers), guidance=POCKET_GUIDANCE if self.base.source is None else own,
             negative="negative_prompt" in accepts, image=self.from_image is not None,
-            quick=self.base.source is None or self.pipe.device.type != "cpu",
+            quick=self.base.source is None or self.accelerated,
         )  # fmt: skip
 
     def check(self, request: Request) -> None:
@@ -195,24 +199,3 @@ class LoadedBase:
             self.loaded[entry.name] = entry
             self.shelf.files[entry.name] = entry.path
         self.shelf.set_adapters([entry.name for entry in mix], list(mix.values()))
-
-
-def _from_image(pipe: Any) -> Any:
-    """The pipeline of diffusers that draws from a picture, of the parts of another; None if there is none."""
-    import diffusers
-
-    kind = getattr(diffusers, type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline"), None)
-    if kind is not None:
-        own = {**pipe.config, **pipe.components}
-        return kind(**{name: own[name] for name in inspect.signature(kind).parameters if name in own})
-    try:  # under another name, if at all: diffusers imports all that it has to look it up
-        return diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
-    except ValueError:
-        return None
-
-
-def _fits(kind: type, own: type) -> bool:
-    """Whether a scheduler can be made here and draws by the numbers of another's configuration."""
-    missing = kind.__module__.startswith("diffusers.utils.dummy")
-    edm = "EDM" in kind.__name__  # its noise levels are its own, and no other's betas give them
-    return kind is not own and not missing and not edm

@@ -1,7 +1,7 @@
 """Before a run is started: what of its pictures is used, what will be refused, what memory and time it takes.
 
 Everything that needs no model is looked at here. For the rest three steps are really trained, in a process and a
-folder of their own that are gone afterwards; nothing of the app's own model is touched.
+folder of their own that are gone afterwards; the app's own model makes room for them on an accelerator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from train.data import check_data, read_folder
 from train.dreambooth import resolve
 from train.settings import settle
 from ui.choices import Choices, parsed
-from ui.outcome import ACTIVE, cause, last_log
+from ui.outcome import cause, last_log
 from ui.process import Process
 from ui.runs import Run, Runs
 
@@ -38,12 +38,13 @@ def check(choices: Choices, runs: Runs, run: Run, values: Mapping[str, Any]) -> 
         path.write_text(choices.toml(values, run.pictures.path, folder), "utf-8")
         lines, steps = look(path)
         yield lines
-        if any(other.outcome().state in ACTIVE for other in runs.list()):
+        if runs.busy:
             yield [*lines, BUSY]
             return
         trial = {**values, **dict.fromkeys(LEFT_OUT), **TRIAL}
         path.write_text(choices.toml(trial, run.pictures.path, folder), "utf-8")
-        yield from _measure(path, folder, lines, steps)
+        with runs.trial():
+            yield from _measure(path, folder, lines, steps)
 
 
 def look(path: Path) -> tuple[list[str], int]:

@@ -5,79 +5,51 @@ Nothing about them is kept in the app. Two pages, or the app after a restart, re
 
 from __future__ import annotations
 
-import functools
-import json
 import shutil
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from train import checkpoint, output
+from train import output
 from ui.choices import parsed
-from ui.outcome import ACTIVE, Outcome, outcome
-from ui.pictures import Pictures, clean_stem
+from ui.outcome import ACTIVE
+from ui.pictures import clean_stem
 from ui.process import Process
+from ui.run import MAX_RUNS, STATE, Run
 
-STATE, SETTINGS, LOG, DATA = "run.json", "run.toml", "log.txt", "data"
-MAX_RUNS = 500
-
-
-class Run:
-    """A folder of `Runs`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name = folder, folder.name
-        self.pictures = Pictures(folder / DATA)
-        self.settings, self.log = folder / SETTINGS, folder / LOG
-        self.result = folder / "adapter.safetensors"
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What is kept of its process: `pid`, `started`, `launched`, `ended`, `queued`, `asked`, `total`, …"""
-        try:
-            found = json.loads((self.folder / STATE).read_text("utf-8"))
-            return found if isinstance(found, dict) else {}
-        except (OSError, ValueError):
-            return {}
-
-    def note(self, **changes: Any) -> None:
-        """Change what is kept."""
-        kept = {**self.state, **changes}
-        output.write(self.folder / STATE, lambda part: part.write_text(json.dumps(kept), "utf-8"))
-
-    @property
-    def process(self) -> Process | None:
-        """That of its last start, alive or not."""
-        state = self.state
-        try:
-            return Process(int(state["pid"]), float(state["started"]))
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    @property
-    def trained(self) -> bool:
-        """Whether it has anything to go on from, or to show."""
-        return self.result.exists() or bool(checkpoint.steps(self.folder))
-
-    def outcome(self) -> Outcome:
-        """How far it is, and how it ended."""
-        state = self.state
-        if state.get("ended") and not state.get("queued"):
-            return _ended(self.folder, (self.folder / STATE).stat().st_mtime_ns)
-        return outcome(self.folder, self.log, state, self.process)
+__all__ = ["Run", "Runs"]
 
 
 class Runs:
     """The runs in a folder; names that lead out of it are unknown."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, make_room: Callable[[], None] = lambda: None) -> None:
+        """`make_room`: called in a thread of its own when a process that trains is started."""
+        self.folder, self.make_room = folder, make_room
         self._watched: set[tuple[str, int]] = set()
-        self._lock = threading.Lock()
+        self._trials: set[object] = set()
         self.advance()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a training, or the trial of one, is at work."""
+        return bool(self._trials) or any(run.outcome().state in ACTIVE for run in self.list())
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Inside, a training is tried."""
+        own = object()
+        self._trials.add(own)
+        try:
+            self._make_room()
+            yield
+        finally:
+            self._trials.discard(own)
 
     def list(self) -> list[Run]:
         """All of them, the newest first."""
@@ -185,8 +157,13 @@ class Runs:
             arguments += ["--resume_from_checkpoint", "latest"]
         log_from = run.log.stat().st_size if run.log.exists() else 0
         run.note(queued=None, asked=None, pid=None, ended=None, log_from=log_from, launched=time.time())
+        self._make_room()
         process = Process.launch(arguments, run.log)
         run.note(pid=process.pid, started=process.started)
+
+    def _make_room(self) -> None:
+        """Beside the start of the process, which takes longer than most pictures that are being drawn."""
+        threading.Thread(target=self.make_room, daemon=True).start()
 
     def _watch(self, run: Run) -> None:
         """When it ends, start the next."""
@@ -204,13 +181,6 @@ class Runs:
     def _alone(self) -> Any:
         """While it is held, no other thread and no other app changes what runs."""
         return FileLock(self.folder / ".lock", timeout=30)
-
-
-@functools.lru_cache(2 * MAX_RUNS)
-def _ended(folder: Path, stamp: int) -> Outcome:
-    """Of a run that nothing will change any more: its files are read once."""
-    run = Run(folder)
-    return outcome(folder, run.log, run.state, run.process)
 
 
 def _made(folder: Path) -> float:

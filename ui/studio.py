@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from accelerate.utils import memory
 from PIL import Image
 
 from diffusion_adapters import parse_prompt
+from diffusion_adapters.cli.common import best_device
 from ui.bases import Base, LoadedBase, Traits
 from ui.library import Entry, Library
 from ui.recipe import Recipe
 from ui.request import Dial, Request, seed_of
 
 MAX_BASES = 16
+TAKEN = "a training uses the device: pictures are drawn again when it has ended; to draw now, stop it in Train"
 Pair = tuple[Image.Image | None, Image.Image]
 """What the base makes of the same seed, if asked for, and the picture."""
 
@@ -61,6 +65,8 @@ class Studio:
         self.library = library
         self.open_to_bases = open_to_bases
         self.lock = threading.Lock()
+        self.training: Callable[[], bool] = lambda: False
+        """Whether a process trains now. An accelerator is left to it: memory that runs out would end it."""
         self._traits: dict[str, Traits] = {}
         self._loaded: LoadedBase | None = None
         self.traits()
@@ -162,13 +168,29 @@ class Studio:
             loaded.adapt({entry: dial.as_weight() for entry, dial in entries.items()})
             yield loaded.pipe
 
+    def give_back(self) -> None:
+        """Let go of a base that is not on the CPU, once nobody draws with it: its memory is wanted elsewhere."""
+        with self.lock:
+            if self._loaded is not None and self._loaded.accelerated:
+                self._drop()
+
     def _use(self, base: Base) -> Traits:
         with self.lock:
             return self._load(base).traits
 
     def _load(self, base: Base) -> LoadedBase:
-        """The base in memory, in place of the one before. The lock is held."""
+        """The base in memory, in place of the one before. The lock is held. Raises RuntimeError during a training."""
+        if best_device() != "cpu" and self.training():
+            self._drop()
+            raise RuntimeError(TAKEN)
         if self._loaded is None or self._loaded.base != base:
-            self._loaded = None  # there is room for one
+            self._drop()  # there is room for one
             self._loaded = LoadedBase.load(base)
         return self._loaded
+
+    def _drop(self) -> None:
+        """Free the memory of the base, whose parts know each other. The lock is held."""
+        if self._loaded is not None:
+            self._loaded = None
+            gc.unfreeze()  # what the start of the app put aside, so that it is looked through
+            memory.clear_device_cache(garbage_collection=True)

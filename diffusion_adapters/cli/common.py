@@ -104,6 +104,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def best_device() -> str:
+    """Where bases are loaded to: the accelerator if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def load_base(base: str | None) -> Any:
     """The pipeline at a path or Hub id, on the accelerator if there is one; the embedded base if None.
 
@@ -119,6 +126,6 @@ def load_base(base: str | None) -> Any:
     source = base or str(POCKET)
     if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"--base {source}: no such folder, and not a Hub id like 'owner/name'")
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = best_device()
     dtype = torch.float32 if base is None or device == "cpu" else torch.float16
     return from_safetensors(DiffusionPipeline, source, dtype=dtype).to(device)

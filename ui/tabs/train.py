@@ -43,7 +43,11 @@ class Train:
     """The tab."""
 
     def __init__(self, app: App) -> None:
-        self.app, self.runs, self.choices = app, Runs(home(app)), Choices(app.studio)
+        self.app, self.choices = app, Choices(app.studio)
+        self.runs = Runs(home(app), app.studio.give_back)
+        app.studio.training = lambda: self.runs.busy
+        if self.runs.busy:  # since before the app was opened
+            app.studio.give_back()
 
     def lay_out(self) -> None:
         """Pictures and options on the left; what comes of them on the right."""

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 pytest.importorskip("gradio")
 
-import gradio as gr
-from gradio_client import Client
+from gradio_client import Client, handle_file
 
 from tests.browser import GALLERY
 from ui.app import build, open_page
 from ui.axes import Axis, numbers
 from ui.bases import Base
-from ui.grid import KEY, Plan
+from ui.grid import Plan
 from ui.library import Library
 from ui.recipe import Recipe
 from ui.request import Request
@@ -34,13 +33,18 @@ ASKED = {"prompt": "a photo of sks creature", "steps": 2, "guidance_scale": 2.0,
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """`red`, `green`, and a run with a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("library")
+    """Of its own folder."""
+    folder = filled(tmp_path_factory.mktemp("library"))
+    return Library([folder], folder)
+
+
+def filled(folder: Path) -> Path:
+    """A library folder with `red`, `green`, and a run with a checkpoint of each."""
     for name, step in (("red", 10), ("green", 20)):
         shutil.copy(GALLERY / f"{name}.safetensors", folder)
         (folder / "cat" / f"checkpoint-{step}").mkdir(parents=True)
         shutil.copy(GALLERY / f"{name}.safetensors", folder / "cat" / f"checkpoint-{step}" / "adapter.safetensors")
-    return Library([folder], folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +138,7 @@ def test_a_grid_is_the_pictures_that_each_cell_asks_for(served: tuple[Studio, Cl
     with Image.open(sheet) as shown:
         np.testing.assert_array_equal(np.asarray(shown.convert("RGB")), np.asarray(result.sheet()))
     assert len({picture.tobytes() for picture in result.pictures.values()}) == 4
+    assert client.predict(handle_file(sheet), api_name="/recipe") == json.loads(json.dumps(plan.as_dict()))
 
 
 def test_a_blend_map_is_of_two_adapters(served: tuple[Studio, Client]) -> None:
@@ -157,33 +162,3 @@ def test_a_table_names_every_cell_and_escapes_what_users_typed(library: Library)
     wide = Plan(Request(), axis("seed", list(range(100))))
     many = Result(wide, wide.cells(library, Base.of(None)), {0: Image.new("RGB", (2048, 2048))})
     assert max(many.sheet().size) <= 8192 + 2048
-
-
-def test_a_sheet_given_back_fills_the_controls(served: tuple[Studio, Client], library: Library, tmp_path: Path) -> None:
-    from ui.common import App
-    from ui.plans import Plans
-
-    studio, _ = served
-    with gr.Blocks():
-        plans = Plans(App(studio, library))
-    request = Request.from_page({**ASKED, "base": "pocket", "negative_prompt": "fog"})
-    for plan in (
-        Plan(request, axis("weight", "0 to 1 in 3", "red"), axis("prompt", "a\nb, c"), ("red", "green"), weight=-1.5),
-        Plan(request, axis("checkpoint", ["20", "10"], "cat"), None, ("red",), weight=0.5),
-        Plan(request, axis("adapter", ["", "green"]), axis("steps", "1, 2")),
-        Plan.of_blend(request, "green", "red", "0, 1", "0.5"),
-    ):
-        path = tmp_path / "sheet.png"
-        text = PngImagePlugin.PngInfo()
-        text.add_text(KEY, json.dumps(plan.as_dict()))
-        Image.new("RGB", (4, 4)).save(path, pnginfo=text)
-        shown = plans.show(Plan.read(path))
-        values = [part.value for part in plans.inputs]
-        for index, update in enumerate(shown):
-            values[index] = update.get("value", values[index]) if isinstance(update, dict) else update
-        back, _ = plans.read(values)
-        assert (back.x, back.y, back.request, back.blend) == (plan.x, plan.y, plan.request, plan.blend)
-        assert set(back.adapters) == set(plan.adapters)
-        assert back.weight == plan.weight
-    with pytest.raises(ValueError, match="cannot stand on an axis"):
-        Plan.from_dict({**plan.as_dict(), "x": {"kind": "prompt", "values": [{"path": "/etc"}]}})

@@ -22,10 +22,10 @@ MASK = encode_image(Image.linear_gradient("L").resize((8, 8)))
 DIAL = Dial(weight=-0.5, start=0.2, end=0.9, bands=(1.0, 0.5), scopes={"up_blocks.1": 0.0}, mask=MASK)
 
 
-def saved(path: Path, recipe: Any) -> Path:
+def saved(path: Path, recipe: Any, key: str = KEY) -> Path:
     """A PNG with this text."""
     text = PngImagePlugin.PngInfo()
-    text.add_text(KEY, recipe if isinstance(recipe, str) else json.dumps(recipe))
+    text.add_text(key, recipe if isinstance(recipe, str) else json.dumps(recipe))
     Image.new("RGB", (4, 4)).save(path, pnginfo=text)
     return path
 

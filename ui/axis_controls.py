@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -18,6 +18,7 @@ FIRST = {
     "weight": "0, 0.5, 1", "seed": "0, 1, 2", "steps": "10, 20, 40", "guidance_scale": "1, 2, 4", "prompt": START,
 }  # fmt: skip
 """What stands in the box of an axis at first."""
+HELP, NUMBERS = {"prompt": "One a line."}, "0, 0.5, 1 or 0 to 1 in 5."
 
 
 class AxisControls:
@@ -27,38 +28,56 @@ class AxisControls:
         self.plans = plans
         kinds = [(name, key) for key, name in KINDS.items()]
         kinds += [] if title == "Columns" else [("Nothing: one row", "")]
-        self.kind = gr.Dropdown(kinds, value=kind, label=title, info="The setting that changes.", interactive=True)
-        self.of = gr.Dropdown([], label=f"{title}: of", interactive=True, visible=False)
-        self.names = gr.Dropdown(
-            [], multiselect=True, label=f"{title}: values", interactive=True, visible=kind in CHOOSERS,
-            info="Each is a picture, in this order. Empty: all.",
-        )  # fmt: skip
-        self.text = gr.Textbox(
-            FIRST.get(kind, ""), label=f"{title}: values", lines=1, max_lines=6, interactive=True,
-            visible=kind not in CHOOSERS, info="0, 0.5, 1 or 0 to 1 in 5. Prompts: one a line.",
-        )  # fmt: skip
-        self.parts = [self.kind, self.of, self.names, self.text]
-        self.kind.input(self.fit, [self.kind, plans.base], self.parts[1:], **SOON)
-        self.of.input(self.steps, [self.kind, self.of, plans.base], self.names, **SOON)
+        common: dict[str, Any] = {"interactive": True, "min_width": 140}
+        with gr.Row():
+            self.kind = gr.Dropdown(kinds, value=kind, label=title, info="What changes.", **common)
+            self.of = gr.Dropdown(
+                [], label=f"{title}: of", info="Whose it is.", visible=kind in ("weight", "checkpoint"), **common
+            )
+            self.names = gr.Dropdown(
+                [], multiselect=True, label=f"{title}: values", visible=kind in CHOOSERS,
+                info="Each is a picture, in this order. Empty: all.", **common,
+            )  # fmt: skip
+            self.text = gr.Textbox(
+                FIRST.get(kind, ""), label=f"{title}: values", lines=1, max_lines=6, visible=kind not in CHOOSERS,
+                info=HELP.get(kind, NUMBERS), **common,
+            )  # fmt: skip
+        self.parts = {"kind": self.kind, "of": self.of, "names": self.names, "text": self.text}
 
-    def fit(self, kind: str, base: str, fresh: bool = True) -> tuple[Any, ...]:
-        """Updates for a kind of axis; what is typed stays unless it is `fresh`."""
-        own = self.plans.app.studio.base(base)
-        library = self.plans.app.library
-        runs = list(library.runs(own))
-        of = {"weight": [("all adapters of a cell", ""), *self.plans.choices(base)], "checkpoint": runs}.get(kind, [])
-        first = {"weight": "", "checkpoint": next(iter(runs), None)}.get(kind)  # None where there is no choice
+    def wire(self) -> None:
+        """Another kind has other values, another run other checkpoints."""
+        parts, base = list(self.parts.values()), self.plans.parts["base"]
+        self.kind.input(lambda kind, base: self.fill([kind, "", [], FIRST.get(kind, "")], base), [self.kind, base],
+                        parts, **SOON)  # fmt: skip
+        self.of.input(lambda base, *given: self.fill(given, base)[2], [base, *parts], self.names, **SOON)
+
+    def fill(self, values: Sequence[Any], base: str) -> list[Any]:
+        """Updates that put values into the parts; of what is not there for a base, what is."""
+        kind, of, names, text = values
+        owners: list[Any] = {
+            "weight": [("all adapters", ""), *self.plans.choices(base)], "checkpoint": self._runs(base)
+        }.get(kind, [])  # fmt: skip
+        of = of if of in keys(owners) else next(iter(keys(owners)), None)
+        every = self._values(kind, of, base)
         label = {"checkpoint": "Run", "weight": "Weight of"}.get(kind, "Of")
-        return (
-            gr.update(choices=of, value=first, visible=bool(of), label=label),
-            gr.update(choices=self._values(kind, first, base), value=[], visible=kind in CHOOSERS),
-            gr.update(value=FIRST.get(kind, ""), visible=bool(kind) and kind not in CHOOSERS,
-                      lines=3 if kind == "prompt" else 1) if fresh else gr.skip(),
-        )  # fmt: skip
+        return [
+            kind,
+            gr.update(choices=owners, value=of, visible=bool(owners), label=label),
+            gr.update(choices=every, value=[n for n in names or () if n in keys(every)], visible=kind in CHOOSERS),
+            gr.update(value=text, visible=bool(kind) and kind not in CHOOSERS, lines=3 if kind == "prompt" else 1,
+                      info=HELP.get(kind, NUMBERS)),
+        ]  # fmt: skip
 
-    def steps(self, kind: str, of: str | None, base: str) -> Any:
-        """The checkpoints of another run."""
-        return gr.update(choices=self._values(kind, of, base), value=[]) if kind == "checkpoint" else gr.skip()
+    def values(self, axis: Axis | None) -> list[Any]:
+        """What stands in the parts for an axis."""
+        if axis is None:
+            return ["", "", [], ""]
+        chosen = axis.kind in CHOOSERS
+        text = ("\n" if axis.kind == "prompt" else ", ").join(map(str, axis.values))
+        return [axis.kind, axis.of, [str(value) for value in axis.values] if chosen else [], "" if chosen else text]
+
+    def _runs(self, base: str) -> list[str]:
+        return list(self.plans.app.library.runs(self.plans.app.studio.base(base)))
 
     def _values(self, kind: str, of: str | None, base: str) -> list[Any]:
         own = self.plans.app.studio.base(base)
@@ -69,29 +88,14 @@ class AxisControls:
             return list(self.plans.app.library.runs(own).get(of or "", {}))
         return sorted({entry.family for entry in usable.values()}) if kind == "family" else []
 
-    def show(self, axis: Axis | None, base: str) -> list[Any]:
-        """Updates of `parts` that put an axis into them; what is not there is left out and told."""
-        kind = axis.kind if axis else ""
-        of, names, text = self.fit(kind, base)
-        if axis is not None:
-            if of["visible"]:
-                of["value"] = next(iter(self.plans.there([axis.of], _keys(of["choices"]))), of["value"])
-            if kind in CHOOSERS:
-                names["choices"] = self._values(kind, of["value"], base)
-                names["value"] = self.plans.there(map(str, axis.values), _keys(names["choices"]))
-            else:
-                text["value"] = ("\n" if kind == "prompt" else ", ").join(map(str, axis.values))
-        return [kind, of, names, text]
-
     def read(self, kind: str, of: str | None, names: list[str], text: str, base: str) -> Axis | None:
         """The axis that the values of `parts` make. Raises ValueError."""
         if not kind:
             return None
-        every = _keys(self._values(kind, of, base))
-        values = (names or every) if kind in CHOOSERS else text
+        values = (names or keys(self._values(kind, of, base))) if kind in CHOOSERS else text
         return Axis.read({"kind": kind, "values": values, "of": of or ""})
 
 
-def _keys(choices: Iterable[Any]) -> list[str]:
+def keys(choices: Iterable[Any]) -> list[str]:
     """What the choices of a list stand for."""
     return [choice[1] if isinstance(choice, tuple) else choice for choice in choices]

@@ -19,6 +19,7 @@ from ui.request import Dial
 
 LOW, HIGH = -1.0, 2.0
 BANDS = ("Coarse", "Middle", "Fine")
+OUT = "0 leaves it out, 1 is as trained."
 Dials = dict[str, dict[str, Any]]
 """By adapter name the fields of its `Dial`, and whether it is `on`. What is put away keeps its own."""
 EMPTY = (
@@ -85,9 +86,8 @@ class Cards:
             domains = {domain: f"Domain {domain}" for domain in entry.domains}
             self._many(name, "domains", domains, dict(dial.get("domains") or {}), {})
             with gr.Accordion(f"When and where {name} acts", open=False):
-                with gr.Row():
-                    self._note(name, "start", _part("From", dial.get("start", 0.0), "Part of the steps."))
-                    self._note(name, "end", _part("To", dial.get("end", 1.0), "Part of the steps."))
+                self._note(name, "start", _part("From", dial.get("start", 0.0), "Part of the steps."))
+                self._note(name, "end", _part("To", dial.get("end", 1.0), "Part of the steps."))
                 self._region(name, dial.get("mask") if dial.get("region", True) else None, size)
                 gr.Markdown("**Detail.** Gains of what it adds, from coarse to fine.")
                 bands = list(dial.get("bands") or [1.0] * len(BANDS))
@@ -99,10 +99,8 @@ class Cards:
 
     def _many(self, name: str, field: str, labels: dict[Any, str], values: dict[Any, float], empty: Any) -> None:
         """A slider for each of `labels`. They are kept in `field` of the dial, which begins as `empty`."""
-        for number in range(0, len(labels), 2):
-            with gr.Row():
-                for key in list(labels)[number : number + 2]:
-                    self._note(name, (field, key, empty), _gain(labels[key], values.get(key, 1.0), None))
+        for key, label in labels.items():
+            self._note(name, (field, key, empty), _gain(label, values.get(key, 1.0), OUT))
 
     def _region(self, name: str, mask: str | None, size: tuple[int, int]) -> None:
         """The switch that opens the editor of a region over the newest picture, and the editor."""
@@ -178,11 +176,10 @@ def _facts(entry: Entry) -> str:
     return f"<div class='facts'>{image}<p>{spans}</p></div>"
 
 
-def _gain(label: str, value: float, info: str | None) -> gr.Slider:
-    return gr.Slider(
-        min(LOW, value), max(HIGH, value), value, step=0.05, label=label, info=info, interactive=True, min_width=120
-    )
+def _gain(label: str, value: float, info: str) -> gr.Slider:
+    low, high = min(LOW, value), max(HIGH, value)
+    return gr.Slider(low, high, value, step=0.05, label=label, info=info, interactive=True)
 
 
 def _part(label: str, value: float, info: str) -> gr.Slider:
-    return gr.Slider(0, 1, value, step=0.05, label=label, info=info, interactive=True, min_width=120)
+    return gr.Slider(0, 1, value, step=0.05, label=label, info=info, interactive=True)

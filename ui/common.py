@@ -21,10 +21,10 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 SOON: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 """Of those that change a `gr.State` whose `change` is listened to, which gradio tells for queued events alone."""
 
+COMPARE = "diffusion-adapters compare"
+"""Where the browser keeps what is set in the Compare tab."""
 PAUSE = 0.5
 """Seconds between two messages to a page while it is drawn for."""
-KEPT = "diffusion-adapters train"
-"""Key and secret of what the browser keeps of the Train tab: it is hidden from nobody."""
 
 
 @dataclass
@@ -37,8 +37,11 @@ class App:
     recipe: gr.State = field(default_factory=lambda: gr.State(None))
     """Put the `as_dict` of a Recipe here and the Create tab takes it over: outputs `[app.recipe, app.tabs]`."""
 
-    training: gr.BrowserState = field(default_factory=lambda: gr.BrowserState({}, storage_key=KEPT, secret=KEPT))
+    training: gr.BrowserState = field(default_factory=lambda: kept("diffusion-adapters train"))
     """What the browser keeps of the Train tab; here, as what lies in a tab is not there when the page is loaded."""
+
+    comparing: gr.BrowserState = field(default_factory=lambda: kept(COMPARE))
+    """What it keeps of the Compare tab."""
 
     def go(self, tab: str) -> Any:
         """The update of `tabs` that opens a tab by its title."""
@@ -52,9 +55,18 @@ class App:
         except ERRORS as error:
             raise gr.Error(self.plain(error), print_exception=False) from None
 
+    def warn(self, words: str) -> None:
+        """A message on the page, without folders of this computer."""
+        gr.Warning(self.plain(ValueError(words)))
+
     def plain(self, error: BaseException) -> str:
         """What an error says, without folders of this computer, as text that may stand in HTML."""
         return html.escape(self.library.plain(error), quote=False)
+
+
+def kept(key: str) -> gr.BrowserState:
+    """What the browser keeps under a key. It is hidden from nobody, and must be read again after a restart."""
+    return gr.BrowserState({}, storage_key=key, secret=key)
 
 
 def paced() -> Callable[[], bool]:

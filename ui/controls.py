@@ -110,5 +110,5 @@ def of_base(traits: Traits) -> dict[str, dict[str, Any]]:
 def slider(name: str, label: str, step: float = 1, **changes: Any) -> gr.Slider:
     """The slider of a field of the request."""
     low, high = Request.bounds(name)
-    given = {**Request.control(name), "minimum": low, "maximum": high, "step": step, "min_width": 120, **changes}
+    given = {**Request.control(name), "minimum": low, "maximum": high, "step": step, "min_width": 200, **changes}
     return gr.Slider(label=label, interactive=True, **given)

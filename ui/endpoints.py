@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from ui.common import GPU, App
-from ui.recipe import Recipe
+from ui.grid import read_either
 from ui.request import Request
 
 
@@ -47,9 +47,9 @@ def build(app: App, fields: Mapping[str, Any], gallery: gr.Gallery) -> None:
             return [{"name": name, **asdict(app.studio.traits(name))} for name in list(app.studio.bases)]
 
     def recipe(picture: str) -> dict[str, Any]:
-        """The recipe that a PNG carries."""
+        """The recipe that a PNG carries; of a sheet of Compare its `x`, `y`, `request` and `adapters`, as for /grid."""
         with app.toasts():
-            return Recipe.read(picture).as_dict()
+            return read_either(picture).as_dict()
 
     picture = gr.File(label="A PNG that was made here", type="filepath", visible=False)
     gr.Button(visible=False).click(recipe, picture, gr.JSON(visible=False), api_name="recipe", queue=False)

@@ -14,7 +14,8 @@ from PIL import Image
 from ui.axes import CHOOSERS, MAX_CELLS, Axis
 from ui.bases import Base
 from ui.library import Library
-from ui.recipe import read_text
+from ui.recipe import KEY as PICTURE
+from ui.recipe import Recipe, read_png
 from ui.request import Dial, Request
 
 KEY = "diffusion_adapters_grid"
@@ -75,16 +76,15 @@ class Plan:
     def cells(self, library: Library, base: Base) -> list[Cell]:
         """Row by row. Raises ValueError for what cannot be drawn, before anything is."""
         library.scan(base)
-        rows = [None] if self.y is None else list(range(len(self.y.values)))
-        found = []
-        for row, column in product(rows, range(len(self.x.values))):
-            chosen = [(self.x, self.x.values[column])]
-            if self.y is not None and row is not None:
-                chosen.append((self.y, self.y.values[row]))
-            found.append(self._cell(row or 0, column, chosen, library, base))
+        rows = range(len(self.y.values) if self.y else 1)
+        found = [self.cell(row, column, library, base) for row, column in product(rows, range(len(self.x.values)))]
+        for name in {name: None for cell in found for name in cell.mix}:
+            library.find(name, base)
         return found
 
-    def _cell(self, row: int, column: int, chosen: Any, library: Library, base: Base) -> Cell:
+    def cell(self, row: int, column: int, library: Library, base: Base) -> Cell:
+        """One of them. Raises ValueError for a run or a family that is not there."""
+        chosen = [(axis, axis.values[at]) for axis, at in zip(self.axes, (column, row), strict=False)]
         names = list(self.adapters)
         weights: dict[str, Any] = {}
         changes: dict[str, Any] = {"num_images": 1}
@@ -101,8 +101,6 @@ class Plan:
                 names.append(name)
         shared = weights.get("", self.weight)
         mix = {name: Dial.read(name, weights.get(name, shared)) for name in names if name}
-        for name in mix:
-            library.find(name, base)
         label = ", ".join(f"{axis.title.lower()} {axis.label(value)}" for axis, value in chosen)
         return Cell(row, column, request, mix, label)
 
@@ -126,12 +124,17 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> Self:
         """That of a sheet. Raises ValueError, TypeError."""
-        return cls.from_dict(read_text(path, KEY))
+        return read_png(path, {KEY: cls.from_dict})
 
     def written(self, sheet: Image.Image) -> Image.Image:
         """The sheet with the plan in `info`, from where it goes into a PNG's text."""
         sheet.info[KEY] = json.dumps(self.as_dict())
         return sheet
+
+
+def read_either(path: str | Path) -> Plan | Recipe:
+    """What a picture or a sheet of this app was made from. Raises ValueError, TypeError."""
+    return read_png(path, {PICTURE: Recipe.from_dict, KEY: Plan.from_dict})
 
 
 def _adapter(axis: Axis, value: Any, library: Library, base: Base) -> str:

@@ -10,16 +10,16 @@ from typing import Any
 import gradio as gr
 
 from ui.cards import Cards, Dials
-from ui.common import QUIET, SOON, App
+from ui.common import QUIET, SOON, App, kept
 from ui.controls import START, Controls
+from ui.grid import Plan, read_either
 from ui.history import History
 from ui.library import ERRORS
 from ui.recipe import Recipe
 from ui.request import Request
 from ui.view import View
 
-SAVED = "diffusion-adapters"
-"""Key and secret of what the browser keeps: it is hidden from nobody, and must be read again after a restart."""
+SHEET = "This is a grid of Compare, which takes it up whole. Create took its first picture:"
 
 
 class Memory:
@@ -29,7 +29,7 @@ class Memory:
         """`flags`: switches of the page that are kept too, the first of them the lock of the seed."""
         self.app, self.studio, self.controls, self.cards, self.view = app, app.studio, controls, cards, view
         self.flags, self.pictures = list(flags), History()
-        self.saved = gr.BrowserState({}, storage_key=SAVED, secret=SAVED)
+        self.saved = kept("diffusion-adapters")
         self.base = gr.State(app.studio.first)
         """The base whose traits the controls have, where the picker may hold what was typed and is none."""
         self.restored = [
@@ -101,24 +101,30 @@ class Memory:
         """Updates that put a recipe into the controls; what cannot be had is told."""
         request, usable = recipe.request, set()
         if request.base and request.base not in self.studio.bases:
-            gr.Warning(self.app.plain(ValueError(f"it was made with the base {request.base!r}, which is not here")))
+            self.app.warn(f"it was made with the base {request.base!r}, which is not here")
             request = replace(request, base="", sampler="")
         usable = set(self.cards.choices(request.base))
         base = self.studio.base(request.base)
         for name in recipe.adapters:
             if name not in usable:
-                gr.Warning(self.app.plain(ValueError(f"the library has no adapter {name!r} for this base")))
+                self.app.warn(f"the library has no adapter {name!r} for this base")
             elif recipe.files.get(name) not in (None, self.app.library.find(name, base).digest):
-                gr.Warning(self.app.plain(ValueError(f"{name!r} is another file now than when the picture was made")))
+                self.app.warn(f"{name!r} is another file now than when the picture was made")
         dials = {name: {"on": True, **dial.changed()} for name, dial in recipe.adapters.items()}
         updates = self.show(request, list(recipe.adapters), dials, again)
         return updates | {self.controls.image: recipe.image, self.controls.lock: True}
 
     def dropped(self, file: str, again: int) -> dict[Any, Any]:
-        """A PNG was given back."""
+        """A PNG was given back; of a sheet its first picture is taken."""
         with self.app.toasts():
-            updates = self.take(Recipe.read(file), again)
-        gr.Info("The recipe was taken up.")
+            found, said = read_either(file), "The recipe was taken up."
+            if isinstance(found, Plan):
+                base = self.studio.bases.get(found.request.base) or self.studio.base()
+                self.app.library.scan(base)
+                cell = found.cell(0, 0, self.app.library, base)
+                found, said = Recipe(cell.request, cell.mix), f"{SHEET} {cell.label}."
+            updates = self.take(found, again)
+        gr.Info(self.app.plain(ValueError(said)))
         return updates | {self.drop: None}
 
     def handed(self, values: Any, again: int) -> dict[Any, Any]:
@@ -139,7 +145,7 @@ class Memory:
             return {own: before}
         choices = self.cards.choices(base.name)
         if away := [name for name in rack if name not in choices]:
-            gr.Warning(self.app.plain(ValueError(f"put away, as made for another base: {', '.join(away)}")))
+            self.app.warn(f"put away, as made for another base: {', '.join(away)}")
         updates[own] = gr.update(choices=list(self.studio.bases), value=base.name)
         return updates | {
             self.base: base.name,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from PIL import Image, PngImagePlugin
 
@@ -20,6 +20,7 @@ MAX_BYTES = 32 * 2**20
 """Of a picture that is given back."""
 MAX_ADAPTERS = 64
 PARTS = {"version", "request", "adapters", "files", "image"}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,32 +70,37 @@ class Recipe:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The recipe in a PNG. Nothing of the picture is decoded. Raises ValueError, TypeError with what is wrong."""
-        path = Path(path)
-        values = read_text(path, KEY)
-        try:
-            return cls.from_dict(values)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{path.name}: {error}") from None
+        """The recipe in a PNG. Raises ValueError, TypeError with what is wrong."""
+        return read_png(path, {KEY: cls.from_dict})
 
 
-def read_text(path: Path, key: str) -> Any:
-    """The JSON in the text chunk `key` of a PNG, whose picture is not decoded. Raises ValueError with what is wrong."""
+def read_png(path: str | Path, readers: Mapping[str, Callable[[Any], T]]) -> T:
+    """What the JSON in a text chunk of a PNG says, by the reader of its keyword. The picture need not be sound.
+
+    Raises ValueError, TypeError with what is wrong.
+    """
+    path = Path(path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path.name} has more than {MAX_BYTES // 2**20} MiB")
     try:
         with Image.open(path, formats=("PNG",)) as image:
             assert isinstance(image, PngImagePlugin.PngImageFile)
-            too_large = max(image.size) > LARGEST
-            text = image.info.get(key) or ("" if too_large else image.text.get(key, ""))
+            key = next((key for key in readers if image.info.get(key)), "")
+            if not key and max(image.size) <= LARGEST:  # what stands after the picture is found by decoding it
+                key = next((key for key in readers if image.text.get(key)), "")
+            text = image.info.get(key) or (key and image.text[key])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path.name} is no PNG that can be read: {error}") from None
     if not text:
         raise ValueError(f"{path.name} has no recipe: it was not made here, or another program saved it anew")
     try:
-        return json.loads(text, parse_constant=_refuse)
+        values = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: its recipe is damaged: {error}") from None
+    try:
+        return readers[key](values)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path.name}: {error}") from None
 
 
 def _refuse(name: str) -> None:

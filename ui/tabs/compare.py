@@ -16,6 +16,7 @@ from ui.history import Session, store
 from ui.pick import JS, picked
 from ui.plans import Plans
 from ui.recipe import KEY
+from ui.refill import Refill
 from ui.request import Request
 from ui.scores import Judge, pictures_of
 from ui.sheet import Result
@@ -34,6 +35,7 @@ class Compare:
         with gr.Row(elem_classes="studio"):
             with gr.Column(min_width=0, elem_classes="ask"):
                 self.plans = Plans(app)
+                self.plans.ask()
                 with gr.Row():
                     self.go = gr.Button("Draw the grid", variant="primary", scale=2, min_width=120)
                     self.halt = gr.Button("Stop", scale=1, min_width=80)
@@ -54,10 +56,16 @@ class Compare:
                 with gr.Row():
                     self.take = gr.Button("Open in Create", interactive=False, min_width=120)
                     self.save = gr.DownloadButton("Download the grid", interactive=False, min_width=120)
+            with gr.Column(min_width=0, elem_classes="mix"):
+                self.plans.more()
         self.wire()
 
     def wire(self) -> None:
         """What happens when."""
+        page = gr.context.Context.root_block
+        assert page is not None
+        self.plans.wire()
+        Refill(self.app, self.plans).wire(page)
         given = [self.session, *self.plans.inputs]
         outputs = [self.table, self.status, self.result, self.save, self.slider, self.single, self.facts, self.chosen]
         outputs.append(self.take)

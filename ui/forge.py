@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from ui.common import GPU, QUIET, App
 from ui.form import control, read
 
 DTYPES = ("fp32", "fp16", "bf16")
+PACKING: dict[str, Any] = {"concurrency_id": "packing", "concurrency_limit": 1, "api_visibility": "private"}
+"""Of the event that copies gigabytes: one at a time, and nobody else waits for it."""
 
 
 class Forge:
@@ -39,8 +43,7 @@ class Forge:
             with gr.Tab("Export"):
                 self._export()
             with gr.Tab("Bake"):
-                gr.Markdown("Writes the whole base with the adapters in its weights into the library folder.")
-                self.bake = gr.Button("Bake", variant="primary")
+                self._bake()
 
     def _merge(self) -> None:
         titles = [(f"{name}: {method_title(name)}", name) for name in MERGERS]
@@ -66,18 +69,28 @@ class Forge:
         self.export = gr.Button("Export", variant="primary")
         self.files = gr.File(label="Exported files", interactive=False, file_count="multiple", visible=False)
 
+    def _bake(self) -> None:
+        gr.Markdown("Writes the whole base with the adapters in its weights into the library folder.")
+        self.bake = gr.Button("Bake", variant="primary")
+        self.baked = gr.Dropdown(
+            [], value=None, label="Baked bases", info="In the library folder, the newest first.", interactive=True
+        )
+        self.pack = gr.Button("Pack for download")
+        self.packed = gr.File(label="Packed base", interactive=False, visible=False)
+
     def wire(self, refresh: Callable[..., Any], given: Sequence[Any], lists: Sequence[Any]) -> None:
         """What the buttons do; afterwards `refresh(*given)` fills `lists`."""
         shared = [self.names, self.weights, self.name, self.base]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress_on": self.said, **GPU}
         events = [
             self.merge.click(self._merged, [*shared, self.method, *self.options.values()], self.said, **private),
-            self.bake.click(self._baked, shared, self.said, **private),
+            self.bake.click(self._baked, shared, [self.said, self.baked], **private),
         ]
         for event in events:
             event.success(refresh, list(given), list(lists), **QUIET)
         exported = [*shared, self.dialect, self.rank, self.energy, self.dtype]
         self.export.click(self._exported, exported, [self.said, self.files], **private)
+        self.pack.click(self._packed, self.baked, self.packed, show_progress_on=self.packed, **PACKING)
 
     def _merged(self, names: list[str], weights: str, name: str, base: str, method: str, *values: Any) -> str:
         with self.app.toasts():
@@ -97,9 +110,18 @@ class Forge:
             files, line = export(self.app, mix_of(names, weights), name, base, given)
             return line, gr.update(value=files, visible=True)
 
-    def _baked(self, names: list[str], weights: str, name: str, base: str) -> str:
+    def _baked(self, names: list[str], weights: str, name: str, base: str) -> tuple[str, Any]:
         with self.app.toasts():
-            return blends.bake_in(self.app.studio, mix_of(names, weights), name, base)
+            said = blends.bake_in(self.app.studio, mix_of(names, weights), name, base)
+            return said, gr.update(choices=(found := self.bakes()), value=found[0])
+
+    def _packed(self, name: str | None) -> Any:
+        with self.app.toasts():
+            return gr.update(value=packed(self.app, name), visible=True)
+
+    def bakes(self) -> list[str]:
+        """The names of the checkpoints in the library folder."""
+        return blends.baked(self.app.library.home) if self.app.library.own else []
 
 
 def export(app: App, weights: Mapping[str, Any], name: str, base: str, given: Mapping[str, Any]) -> tuple[Any, str]:
@@ -107,6 +129,19 @@ def export(app: App, weights: Mapping[str, Any], name: str, base: str, given: Ma
     folder = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder()))
     files, line = blends.export(app.studio, weights, folder, name, base, **given)
     return [str(file) for file in files], line
+
+
+def packed(app: App, name: str | None) -> str:
+    """The ZIP of a baked base in gradio's cache, of where it is downloaded. Raises ValueError, OSError."""
+    if not name:
+        raise ValueError("choose a baked base, or bake one")
+    source = blends.pack(app.library.home, name)
+    file = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder())) / source.name
+    try:
+        os.link(source, file)  # it may have gigabytes
+    except OSError:  # on another disk
+        shutil.copyfile(source, file)
+    return str(file)
 
 
 def mix_of(names: Sequence[str], weights: str) -> dict[str, float]:

@@ -93,7 +93,17 @@ def build(app: App) -> None:
         with app.toasts():
             return blends.bake_in(studio, weights or {}, name, base)
 
-    for function in (inspect, copy, rename, annotate, delete, restore):
+    def baked() -> list[str]:
+        """The names of the bases that were baked into the library folder, the newest first."""
+        with app.toasts():
+            return blends.baked(library.home)
+
+    def download_baked(name: str) -> str:
+        """A baked base as a ZIP of its folder, which diffusers loads once it is unpacked."""
+        with app.toasts():
+            return forge.packed(app, name)
+
+    for function in (inspect, copy, rename, annotate, delete, restore, baked):
         gr.api(function, concurrency_id="library", concurrency_limit=4)
     hidden, own = gr.Button(visible=False), {"concurrency_id": "library", "concurrency_limit": 4}
     text = {label: gr.Textbox(label=label, visible=False) for label in ("name", "method", "base")}
@@ -105,6 +115,8 @@ def build(app: App) -> None:
     hidden.click(upload, [file, text["name"]], found, api_name="upload", **own)
     hidden.click(thumbnail, [text["name"], picture], found, api_name="thumbnail", **own)
     hidden.click(download, text["name"], got, api_name="download", **own)
+    packing = {**forge.PACKING, "api_visibility": "public"}
+    hidden.click(download_baked, text["name"], got, api_name="download_baked", **packing)
     hidden.click(merge, [weights, text["name"], text["method"], options, text["base"]], line, api_name="merge", **GPU)
     hidden.click(export, [weights, text["name"], options, text["base"]], [many, line], api_name="export", **GPU)
     hidden.click(bake, [weights, text["name"], text["base"]], line, api_name="bake", **GPU)

@@ -80,7 +80,7 @@ class LibraryTab:
         page = gr.context.Context.root_block
         assert page is not None
         given = [self.search, self.checkpoints, self.base, self.chosen]
-        lists = [self.cards, self.gone, self.forge.names, self.base]
+        lists = [self.cards, self.gone, self.forge.names, self.base, self.forge.baked]
         refresh = {"fn": self.refresh, "inputs": given, "outputs": lists, **QUIET}
         gr.on([page.load, self.look.click, self.again.change, self.checkpoints.input, self.base.input], **refresh)
         self.search.change(self.refresh, given, lists, trigger_mode="always_last", **SOON)
@@ -112,7 +112,7 @@ class LibraryTab:
         usable = list(self.library.usable(self.app.studio.base(base)))
         return (
             shown, gr.update(choices=gone, value=gone[0] if gone else None), gr.update(choices=usable),
-            gr.update(choices=list(self.app.studio.bases)),
+            gr.update(choices=list(self.app.studio.bases)), gr.update(choices=self.forge.bakes()),
         )  # fmt: skip
 
     def choose(self, base: str, again: int, event: gr.EventData) -> tuple[Any, ...]:

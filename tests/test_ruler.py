@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +45,25 @@ def test_features_are_what_the_protocols_say(encoders: dict[str, Path], name: st
         else:
             expected = encoder.model(pixels).last_hidden_state[:, 0]
     torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=1))
+
+
+class Planted:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_an_encoder_in_a_pickle_is_never_read(encoders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(encoders["vit"], folder := tmp_path / "vit")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Planted(tmp_path / "mark"), 2))
+    with pytest.raises(ValueError, match=r"vit cannot be loaded: pytorch_model\.bin in .*a pickle can run code"):
+        Encoder(str(folder))
+    assert not (tmp_path / "mark").exists()
 
 
 def test_clip_reads_text_and_only_clip(encoders: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion_adapters.registry import nearest
+from diffusion_adapters.safe import from_safetensors
 
 AT_ONCE = 32
 
@@ -84,7 +85,10 @@ def vision_features(model: Any, pixels: Tensor) -> Tensor:
 
 
 def load_model(path: str) -> tuple[Any, Any]:
-    """A transformers model with image features and its processor. Raises FileNotFoundError or ValueError."""
+    """A transformers model with image features and its processor. Raises FileNotFoundError or ValueError.
+
+    Its numbers are read from safetensors alone.
+    """
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     if Path(path).is_file():
@@ -100,7 +104,8 @@ def load_model(path: str) -> tuple[Any, Any]:
             "such as facebook/dinov2-base or openai/clip-vit-base-patch32"
         )
     try:
-        return AutoModel.from_pretrained(path, dtype=torch.float32), AutoImageProcessor.from_pretrained(path)
+        model = from_safetensors(AutoModel, path, dtype=torch.float32)
+        return model, AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"encoder {path} cannot be loaded: {' '.join(str(error).split())}") from None
 

@@ -42,6 +42,19 @@ def library_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def runs_folder(library_folder: Path) -> Iterator[Path]:
+    """The folder of the app's runs; what is new in it goes when the test ends."""
+    from tests.trainings import end
+    from ui.runs import Runs
+
+    before = set(library_folder.iterdir())
+    yield library_folder
+    end(Runs(library_folder))
+    for path in set(library_folder.iterdir()) - before:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def served(folder: Path, *, library: Path, bases: Sequence[Path | None] = (None,)) -> Iterator[str]:
     """The app, served from this process; its files lie in `folder`. None of `bases` is the embedded base."""

@@ -15,7 +15,7 @@ from tests.trainings import FAST, SUBJECT, Bases, end
 from train.data import DataOptions, read_folder
 from train.dreambooth import DreamBoothOptions
 from train.flags import BASE_FLAG
-from ui.check import BUSY, check, look
+from ui.check import BUSY, Found, check, look
 from ui.choices import ELSEWHERE, FAMILY, TAUGHT, Choices, groups, parsed
 from ui.runs import Runs
 
@@ -48,7 +48,7 @@ def test_what_is_checked_without_a_model(runs: Runs, choices: Choices, tmp_path:
     values = {**choices.start("pocket", "lora"), "max_train_steps": None, "num_train_epochs": 6}
     path = tmp_path / "run.toml"
 
-    def said(**changes: Any) -> tuple[list[str], int]:
+    def said(**changes: Any) -> Found:
         path.write_text(choices.toml({**values, **changes}, run.pictures.path, run.folder))
         return look(path)
 
@@ -56,10 +56,10 @@ def test_what_is_checked_without_a_model(runs: Runs, choices: Choices, tmp_path:
         said()
     run.pictures.add(SUBJECT[:2])
     (run.pictures.path / "notes.doc").write_text("no picture")
-    lines, steps = said()
-    assert lines[0] == "2 pictures at 48 x 48 pixels"
-    assert lines[1] == "  not used notes.doc: not an image that Pillow can read"
-    assert steps == 3  # 6 passes over 2 pictures, 4 at a time
+    found = said()
+    assert found.lines[0] == "2 pictures at 48 x 48 pixels"
+    assert found.lines[1] == "  not used notes.doc: not an image that Pillow can read"
+    assert found.steps == 3  # 6 passes over 2 pictures, 4 at a time
     with pytest.raises(ValueError, match=r"no picture of .* has a mask"):
         said(masked_loss=True)
     with pytest.raises(ValueError, match="--class_prompt"):
@@ -132,4 +132,4 @@ def test_a_check_leaves_a_running_training_alone(runs: Runs, choices: Choices, m
     run.pictures.add(SUBJECT[:2])
     monkeypatch.setattr("ui.runs.Run.outcome", lambda self: SimpleNamespace(state="training"))
     *_, last = check(choices, runs, run, choices.start("pocket", "lora"))
-    assert last[-1] == BUSY
+    assert (last.lines[-1], last.seconds_per_step) == (BUSY, None)

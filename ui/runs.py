@@ -62,14 +62,18 @@ class Runs:
             return run
         raise ValueError(f"there is no run {name!r}; there are: {', '.join(r.name for r in self.list()) or 'none'}")
 
-    def create(self, name: str) -> Run:
-        """A run that has yet to be given pictures and settings. Raises ValueError."""
+    def free(self, name: str) -> Run:
+        """A run that is not there yet, by the name it would have. Raises ValueError if it may not be made."""
         name = clean_stem(name)
         if len(self.list()) >= MAX_RUNS:
             raise ValueError(f"there are {MAX_RUNS} runs, and no more are taken; delete some")
         if (self.folder / name).exists():
             raise ValueError(f"there is a run or a folder {name!r} already; choose another name")
-        run = Run(self.folder / name)
+        return Run(self.folder / name)
+
+    def create(self, name: str) -> Run:
+        """A run that has yet to be given pictures and settings. Raises ValueError."""
+        run = self.free(name)
         run.folder.mkdir(parents=True)
         run.note(format_version=1, made=time.time())
         return run

@@ -1,7 +1,8 @@
-"""What programs may ask for of trainings: /train, /runs, /run, /stop, /resume, /delete_run, /training_options."""
+"""What programs may ask for of trainings: /check, /train, /runs, /run, /stop, /resume, /delete_run, …"""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import gradio as gr
 
 from train import records
+from ui.check import check
 from ui.choices import BASE_FLAG, Choices, family_in
 from ui.common import App
+from ui.library import ERRORS
 from ui.progress import scores
 from ui.runs import Run, Runs
 
@@ -22,6 +25,19 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
         now = asdict(run.outcome())
         now["said"] = app.library.plain(ValueError(now["said"]))
         return {"name": run.name, **now, "place": runs.place(run), "pictures": len(run.pictures.list())}
+
+    def values_of(settings: dict[str, Any] | None) -> dict[str, Any]:
+        """The options of a run. Raises ValueError, TypeError, before anything is made."""
+        given = settings or {}
+        base = str(given.get(BASE_FLAG) or app.studio.first)
+        values = {**choices.start(base, family_in(given)), **given}
+        choices.toml(values, runs.folder / "none", runs.folder / "none")
+        return values
+
+    def taken(run: Run, files: list[str] | None) -> dict[str, str]:
+        """Take pictures into a run: refused file -> reason."""
+        refused = run.pictures.add(Path(file) for file in files or [])
+        return {name: app.library.plain(ValueError(why)) for name, why in refused.items()}
 
     def list_runs() -> list[dict]:  # type: ignore[type-arg]  # gradio reads the hint
         """The runs, the newest first: name, state, step, total, loss, left (h:mm:ss), said (why it ended), place in
@@ -43,19 +59,35 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
         NAME.png; the answer is the run as in /runs, and `refused`: file name -> reason. `settings`: option of the
         trainer -> value, over those of /training_options."""
         with app.toasts():
-            given = settings or {}
-            base = str(given.get(BASE_FLAG) or app.studio.first)
-            values = {**choices.start(base, family_in(given)), **given}
-            choices.toml(values, runs.folder / "none", runs.folder / "none")  # before anything is made
+            values = values_of(settings)
             run = runs.create(name)
-            refused = run.pictures.add(Path(file) for file in files or [])
-            plain = {name: app.library.plain(ValueError(why)) for name, why in refused.items()}
+            refused = taken(run, files)
             try:
                 runs.start(run.name, choices.toml(values, run.pictures.path, run.folder))
             except ValueError:
                 runs.remove(run.name)
                 raise
-            return {**told(run), "refused": plain}
+            return {**told(run), "refused": refused}
+
+    def check_run(name: str, files: list[str] | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What /train with the same arguments would make of them; nothing is kept. `pictures`: number of those taken;
+        `refused`: file name -> reason; `why`: why the run itself would be refused, empty if it would not; `lines`:
+        what is used, memory and time, for people; `steps` of the run, null if refused; `seconds_per_step` of three
+        steps that were tried, null while another run trains."""
+        answer: dict[str, Any] = {"pictures": 0, "refused": {}, "why": "", "lines": [], "steps": None}
+        answer["seconds_per_step"] = None
+        with tempfile.TemporaryDirectory(prefix="check-") as place:
+            try:
+                values = values_of(settings)
+                run = Run(Path(place) / runs.free(name).name)
+                answer["refused"] = taken(run, files)
+                answer["pictures"] = len(run.pictures.list())
+                for found in check(choices, runs, run, values):
+                    answer |= {"steps": found.steps, "seconds_per_step": found.seconds_per_step}
+                    answer["lines"] = app.library.plain(ValueError("\n".join(found.lines))).splitlines()
+            except ERRORS as error:
+                answer["why"] = app.library.plain(error)
+        return answer
 
     def stop(name: str, now: bool = False) -> dict[str, Any]:
         """Finish the step, save and end; with `now`, end without saving. A run that waits leaves the queue."""
@@ -83,7 +115,9 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
         gr.File(label="Pictures", file_count="multiple", visible=False),
     )
     answer = gr.JSON(label="The run", visible=False)
-    gr.Button(visible=False).click(train, [name, files, settings], answer, api_name="train", concurrency_limit=1)
+    given, found = [name, files, settings], gr.JSON(label="What would become of it", visible=False)
+    gr.Button(visible=False).click(train, given, answer, api_name="train", concurrency_limit=1)
+    gr.Button(visible=False).click(check_run, given, found, api_name="check", concurrency_limit=2)
     gr.api(list_runs, api_name="runs")
     gr.api(one_run, api_name="run")
     for endpoint in (stop, resume, delete_run, training_options):

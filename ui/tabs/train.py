@@ -181,11 +181,10 @@ class Train:
     def checked(self, name: str, *values: Any) -> Iterator[Any]:
         """The lines of the check."""
         with self.app.toasts():
-            run = self.runs.find(name) if name else None
-            if run is None or not run.pictures.list():
+            if not name:
                 raise ValueError("there are no pictures yet: drop some of the subject")
-            for lines in check(self.choices, self.runs, run, self.form.read(values)):
-                text = self.app.library.plain(ValueError("\n".join(lines)))
+            for found in check(self.choices, self.runs, self.runs.find(name), self.form.read(values)):
+                text = self.app.library.plain(ValueError("\n".join(found.lines)))
                 yield gr.update(value=text, visible=True)
 
     def start(self, name: str, *values: Any) -> dict[Any, Any]:

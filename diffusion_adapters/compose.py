@@ -60,10 +60,10 @@ def compose_adapters(model: Any, new_name: str, domains: Mapping[str, str], *, t
         adapter_set.set_weights(own, pipeline=pipeline_of(model))
 
 
-def train_mixing(adapters: Iterable[Adapter], trainable: bool = True) -> None:
-    """Let the coefficients of hybrids be trained, unless `trainable` is false, and their parts not."""
+def train_mixing(adapters: Iterable[Adapter], trainable: bool = True, parts: bool = False) -> None:
+    """Let the coefficients of hybrids be trained, unless `trainable` is false, and their parts, if `parts`."""
     for adapter in adapters:
-        adapter.requires_grad_(False)
+        adapter.requires_grad_(parts)
         for value in adapter.parameters(recurse=False):  # its own, not those of its parts
             value.requires_grad_(trainable)
 

@@ -63,8 +63,8 @@ def regions_table() -> str:
 
 
 def hybrid_table() -> str:
-    """Several domains in one picture, over all mixtures; and the hybrid beside two of the other ways."""
-    return "\n\n".join((RESULTS / "hybrid" / "hybrid.md").read_text("utf-8").split("\n\n")[:2]).strip()
+    """Several domains in one picture, over all mixtures, hybrids beside two of the other ways, and what steps cost."""
+    return "\n\n".join((RESULTS / "hybrid" / "hybrid.md").read_text("utf-8").split("\n\n")[:3]).strip()
 
 
 GENERATED = {

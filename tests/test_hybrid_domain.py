@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_adapters import add_adapter, load_adapter, save_adapter, set_adapters
+from diffusion_adapters import FAMILIES, add_adapter, load_adapter, save_adapter, set_adapters
 from diffusion_adapters.file import read_adapter
 from tests import forked
 from tests.test_directional import NAMES, picture
@@ -17,6 +17,7 @@ from tests.tiny import save_pipeline
 from train import dreambooth, hybrid_domain
 from train.bases import inspect_base, load_base
 from train.domains import SOURCE
+from train.tasks import rates
 
 FAST = {
     "max_train_steps": 6, "num_inference_steps": 1, "num_validation_images": 1, "num_source_images": 3,
@@ -92,6 +93,32 @@ def test_it_leaves_an_adapter_with_a_dial_for_each_domain(base: Path, place: Pat
     assert torch.equal(none, torch.tensor(plain))
     assert not torch.equal(whole, warm)
     assert not torch.equal(warm, none)
+
+
+def test_parts_are_done_when_their_mixing_begins(base: Path, place: Path) -> None:
+    told = {"num_validation_images": 0, "source_data_dir": "sources", "hybrid_start": 0.5}
+    for rate in (0.001, 0.3):
+        assert hybrid_domain.main(words(base, output_dir=f"rate-{rate}", coefficient_lr=rate, **told)) == 0
+    slow, fast = trained("rate-0.001"), trained("rate-0.3")
+    for name, value in slow.items():
+        assert torch.equal(value, fast[name]) == ("parts." in name)
+    assert hybrid_domain.main(words(base, output_dir="all", hybrid_values="all", **told)) == 0
+    assert not any(torch.equal(value, slow[name]) for name, value in trained("all").items())
+
+
+def test_parts_have_the_rates_of_their_families(base: Path, place: Path) -> None:
+    line = ["--adapter", "hybrid", *words(base, family="loldu", rank=4, learning_rate=0.01, coefficient_lr=0.5)]
+    config, _ = dreambooth.parse(dreambooth.DreamBoothOptions, None, line)
+    kinds = {"warm": {"family": "loldu", "rank": 4, "alpha": 4.0}, "dark": {"family": "lora"}}
+    hybrid = FAMILIES["hybrid"](torch.randn(8, 8), FAMILIES["hybrid"].Config.from_mapping({"parts": kinds}))
+    *parts, mixed = rates([hybrid], config, 4)
+    found = {id(value): group for group in parts for value in group["params"]}
+    ratio = FAMILIES["lora"].learning_rate / FAMILIES["loldu"].learning_rate
+    for name, rate in (("warm", 0.01), ("dark", 0.01 * ratio)):
+        for value in hybrid.parts[name].parameters():
+            assert found[id(value)]["lr"] == pytest.approx(rate)
+            assert found[id(value)]["steps"] == (0, 4)
+    assert mixed == {"params": [hybrid.coefficients], "lr": 0.5, "steps": (4, 6)}
 
 
 @pytest.mark.parametrize("family", ["loldu", "wara", "transformed_lora"])
@@ -176,6 +203,7 @@ WRONG = {
     "no family": ({"family": "lorra"}, "did you mean 'lora'"),
     "no encoder": ({"encoder": ["nowhere/at/all"]}, "nowhere/at/all"),
     "levels": ({"lowest_level": 0.9}, "--lowest_level 0.9 must be below --highest_level 0.8"),
+    "no steps for parts": ({"hybrid_start": 0.0}, "--hybrid_start 0 leaves no steps to train parts"),
     "a subject": ({"instance_data_dir": "warm"}, "--instance_data_dir does not go with --adapter hybrid"),
     "an encoder that sees nothing": ({"least_separability": 1e9}, "cannot tell the domains apart"),
 }

@@ -1,11 +1,11 @@
 """What a step on several domains minimizes: one domain's denoising loss, or the way from the source to all of them.
 
 A step on a domain's pictures trains that domain's part, the dials of the others at 0. A step on the base's own pictures
-turns all dials to 1: the same noised latents, noise, level and prompt with adapters off and on, a one-step estimate of
-the clean latents of each, features of both, and the losses of `train.subspace` between them. One forward of the
-denoiser is differentiated by the loop, whatever the step: the gradient of the features is taken at once, and what is
-returned is a loss whose gradient by the estimate it is. So no dial moves between a forward and its backward, where
-gradient checkpointing repeats it.
+turns all dials to 1 and trains how the parts are mixed, or the parts too: the same noised latents, noise, level and
+prompt with adapters off and on, a one-step estimate of the clean latents of each, features of both, and the losses of
+`train.subspace` between them. One forward of the denoiser is differentiated by the loop, whatever the step: the
+gradient of the features is taken at once, and what is returned is a loss whose gradient by the estimate it is. So no
+dial moves between a forward and its backward, where gradient checkpointing repeats it.
 """
 
 from __future__ import annotations
@@ -66,10 +66,13 @@ class Directional:
         dataset: CachedImages,
         adapters: AdapterSet,
         features: Sequence[Features],
-        dial: Callable[[Mapping[str, float]], None],
+        turn: Callable[[str | None], None],
     ) -> None:
-        """Look at all references. `dial` sets the dial of each domain. Raises ValueError for hopeless features."""
-        self.config, self.features, self.dial = config, features, dial
+        """Look at all references. `turn` makes the adapter ready for a step on one domain, or on all (None).
+
+        Raises ValueError for hopeless features.
+        """
+        self.config, self.features, self.turn = config, features, turn
         self.domains = dataset.domains
         self.names = [name for name in self.domains if name != SOURCE]
         self.own = Objective.of(config)
@@ -80,10 +83,10 @@ class Directional:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         name = self.domains[int(batch["domain"][0])]
         if name != SOURCE:
-            self.dial({other: float(other == name) for other in self.names})
+            self.turn(name)
             value, _ = self.own(base, denoiser, adapters, batch)
             return value, {}
-        self.dial(dict.fromkeys(self.names, 1.0))
+        self.turn(None)
         spread, buckets = batch["spread"], self.config.level_buckets
         levels = self.level(spread)
         batch = {**batch, "spread": base.spread_at(levels, batch["moments"])}

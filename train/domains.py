@@ -20,6 +20,7 @@ SOURCE = "source"
 """What the base's own pictures are called among domains."""
 FEWEST = 2
 """Pictures of a domain, and domains: fewer span nothing."""
+VALUES = ("mixing", "all")
 LOSSES = ("coordinates", "translation", "subspace", "direction", "both")
 
 
@@ -34,7 +35,7 @@ class DomainOptions(Options):
     part: tuple[str, ...] | None = option(
         None, "NAME=FILE for each domain: compose these adapters, and train nothing but how they are mixed"
     )
-    coefficient_lr: float = option(0.02, "with --part: learning rate of how they are mixed", gt=0)
+    coefficient_lr: float = option(0.02, "learning rate of the coefficients by which domains are mixed", gt=0)
     family: str = option("lora", f"family of a domain's part: {', '.join(FAMILIES)}")
     encoder: tuple[str, ...] = option(
         ("denoiser",), "what tells domains apart: denoiser, or folders or Hub ids of vision models; several add up"
@@ -49,13 +50,18 @@ class DomainOptions(Options):
         "HDA; both: translation and subspace",
         choices=LOSSES,
     )
-    hybrid_start: float = option(
-        0.6,
-        "part of the steps before the first on all domains at once; until then each has its own",
-        ge=0,
-        lt=1,
+    hybrid_values: str = option(
+        "mixing",
+        "what is trained on all domains at once: mixing, the coefficients alone, of parts that are done by then; all, "
+        "the parts too, in turn with each domain's pictures",
+        choices=VALUES,
     )
-    hybrid_share: float = option(0.5, "part of the steps after it that do", gt=0, le=1)
+    hybrid_start: float = option(
+        0.67, "part of the steps before the first on all domains at once; until then each has its own", ge=0, lt=1
+    )
+    hybrid_share: float = option(
+        0.5, "with --hybrid_values all: part of the steps after it that are on all domains", gt=0, lt=1
+    )
     hybrid_weight: float = option(1.0, "weight of the loss of those steps", gt=0)
     direction_weight: float = option(0.5, "weight of the direction beside the distance to a subspace", ge=0)
     structure_weight: float = option(2.0, "weight of keeping the layout of the source", ge=0)
@@ -119,6 +125,10 @@ class DomainOptions(Options):
         for name, file in parts.items():
             if not file.exists():
                 raise FileNotFoundError(f"--part {name}={file}: no such file")
+        if parts and self.hybrid_values != "mixing":
+            raise ValueError(f"--hybrid_values {self.hybrid_values} does not go with --part, which are as they are")
+        if self.hybrid_values == "mixing" and not parts and not self.hybrid_start:
+            raise ValueError("--hybrid_start 0 leaves no steps to train parts; raise it, or take --hybrid_values all")
         if self.lowest_level >= self.highest_level:
             raise ValueError(f"--lowest_level {self.lowest_level} must be below --highest_level {self.highest_level}")
         config: Any = self
@@ -172,17 +182,16 @@ def add_sources(accelerator: Any, config: Any, info: Any, folder: Folder, stop: 
     )
     data = dataclasses.replace(_data(config), instance_data_dir=path, instance_prompt=prompts[0], center_crop=True)
     sources = read_folder(data, config.resolution, config.seed, info.multiple).examples[: config.num_source_images]
-    share = 1.0 if config.part else config.hybrid_share
     sources = [dataclasses.replace(example, domain=SOURCE, repeats=1) for example in sources]
-    return dataclasses.replace(folder, examples=balanced(folder.examples, len(sources), share) + sources)
+    return dataclasses.replace(folder, examples=balanced(folder.examples, len(sources), config.hybrid_share) + sources)
 
 
 def balanced(examples: Sequence[Any], sources: int, share: float) -> list[Any]:
     """Examples repeated so that each domain gets as many steps as any other, and `sources` about `share` of all."""
     names = [example.domain for example in examples]
     each = sources * (1 - share) / share / len(set(names))
-    times = {name: round(each / names.count(name)) for name in names}
-    return [dataclasses.replace(e, repeats=max(times[e.domain], int(share < 1))) for e in examples]
+    times = {name: max(round(each / names.count(name)), 1) for name in names}
+    return [dataclasses.replace(example, repeats=times[example.domain]) for example in examples]
 
 
 class Phases:

@@ -53,7 +53,9 @@ class Trainer:
         dataset: Dataset,
         *,
         objective: Callable[..., tuple[Tensor, dict[str, Tensor]]] | None = None,
+        groups: list[dict[str, Any]] | None = None,
     ) -> None:
+        """`groups`: what the optimizer trains at which rates, unless adapters say it by themselves."""
         self.accelerator, self.options, self.base = accelerator, options, base
         self.adapters, self.dataset, self.objective = adapters, dataset, objective or Objective()
         assert options.learning_rate is not None  # see `settle`
@@ -66,7 +68,7 @@ class Trainer:
         self.parameters = [p for p in adapters.parameters() if p.requires_grad] + text
         if options.gradient_checkpointing:
             base.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        groups = optimizer_groups(adapters.everyone(), rate)
+        groups = optimizer_groups(adapters.everyone(), rate) if groups is None else groups
         groups += [{"params": text, "lr": options.text_encoder_lr or rate}] if text else []
         optimizer, self.schedule = make_optimizer(options, groups, rate, options.max_train_steps)
         self.average = Average(self.parameters, optimizer, options.ema_decay if options.use_ema else None)
@@ -104,7 +106,7 @@ class Trainer:
     def _one_step(self) -> Record:
         accelerator, options, step = self.accelerator, self.options, self.step + 1
         size, parts = options.train_batch_size, options.gradient_accumulation_steps
-        current, totals = self.schedule.get_last_lr()[0], defaultdict[str, float](float)
+        totals = defaultdict[str, float](float)
         self.text.begin(step)
         torch.manual_seed(messages.step_seed(options.seed, step, accelerator.process_index))
         for part in range(parts):
@@ -119,11 +121,12 @@ class Trainer:
             means = accelerator.reduce(torch.stack(list(named.values())), "mean").tolist()
             if not math.isfinite(means[0]):
                 names = self.dataset.names(numbers, options.seed)
-                raise RuntimeError(messages.not_finite(step, means[0], current, names))
+                raise RuntimeError(messages.not_finite(step, means[0], self._lr(), names))
             for name, mean in zip(named, means, strict=True):
                 totals[name] += mean / parts
             accelerator.backward(value / parts)
         average_gradients(accelerator, [value for value in self.parameters if value.requires_grad])
+        current = self._lr()
         norm = float(accelerator.clip_grad_norm_(self.parameters, options.max_grad_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -132,6 +135,11 @@ class Trainer:
             self.text.end()
             self.average.step()
         return {"step": step, **totals, "lr": current, "grad_norm": norm}
+
+    def _lr(self) -> float:
+        """The learning rate of the first values that the objective trains now."""
+        groups = self.optimizer.param_groups
+        return next(group["lr"] for group in groups if any(value.requires_grad for value in group["params"]))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:

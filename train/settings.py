@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -70,12 +70,16 @@ def settle(options: T, family: type[Adapter], pictures: int, processes: int) -> 
 
 
 def optimizer_groups(adapters: Iterable[Adapter], rate: float) -> list[dict[str, Any]]:
-    """The groups of all adapters, those of equal settings joined: one fast update instead of one per projection."""
+    """The groups of all adapters, those of equal settings joined."""
+    return join_groups(group for adapter in adapters for group in adapter.parameter_groups(rate))
+
+
+def join_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`groups` of equal settings as one: one fast update instead of one per projection."""
     joined: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for adapter in adapters:
-        for group in adapter.parameter_groups(rate):
-            settings = {name: value for name, value in group.items() if name != "params"}
-            joined.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})["params"] += group["params"]
+    for group in groups:
+        settings = {name: value for name, value in group.items() if name != "params"}
+        joined.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})["params"] += group["params"]
     return list(joined.values())
 
 
@@ -84,6 +88,7 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The optimizer of `groups` and the course of its learning rate over `total` steps. Raises ValueError.
 
+    A group with "steps", (first, last), has its course over those. They are taken out.
     Only the optimizer may be prepared by accelerate, which would step the schedule once per process.
     """
     averages = find_kind(options).averages
@@ -92,13 +97,19 @@ def make_optimizer(
         raise ValueError(f"--lr_scheduler {name} with --optimizer {options.optimizer}: it needs none, use constant")
     if name == "constant" and warmup:
         name = "constant_with_warmup"
+    spans = [group.pop("steps", (0, total)) for group in groups]
     optimizer = optimizers.make_optimizer(options, groups, rate, warmup)
-    schedule = get_scheduler(
-        "constant" if averages else name,
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=total,
-        num_cycles=options.lr_num_cycles,
-        power=options.lr_power,
-    )
-    return optimizer, schedule
+
+    def course(first: int, last: int) -> Callable[[int], float]:
+        schedule = get_scheduler(
+            "constant" if averages else name,
+            torch.optim.SGD([torch.zeros(1)], lr=rate),
+            num_warmup_steps=warmup,
+            num_training_steps=last - first,
+            num_cycles=options.lr_num_cycles,
+            power=options.lr_power,
+        )
+        factor: Callable[[int], float] = schedule.lr_lambdas[0]
+        return lambda step: factor(min(max(step, first), last) - first)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [course(*span) for span in spans])

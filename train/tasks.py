@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from diffusion_adapters import AdapterSet, add_adapter, compose_adapters, delete_adapters, load_adapter, set_adapters
+from diffusion_adapters import (
+    FAMILIES,
+    AdapterSet,
+    add_adapter,
+    compose_adapters,
+    delete_adapters,
+    load_adapter,
+    set_adapters,
+)
 from diffusion_adapters.compose import train_mixing
 from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
@@ -20,7 +28,9 @@ from train.domains import SOURCE, Phases, add_sources, named, read_domains
 from train.engine import Trainer
 from train.flags import HYBRID
 from train.objective import Objective
+from train.optimizers import find_kind
 from train.processes import sharded
+from train.settings import join_groups
 
 NEUTRAL = "a photo"
 """What pictures of domains show, unless their captions or `--instance_prompt` say more."""
@@ -80,8 +90,7 @@ class Domains(Subject):
         """Prompts are neutral: no word stands for a domain."""
         own = DataOptions.__dataclass_fields__["instance_prompt"].default
         prompt = NEUTRAL if config.instance_prompt == own else config.instance_prompt
-        rate = config.coefficient_lr if config.part else config.learning_rate
-        return dataclasses.replace(config, instance_prompt=prompt, learning_rate=rate)
+        return dataclasses.replace(config, instance_prompt=prompt)
 
     def read(self, config: Any, info: BaseInfo) -> Folder:
         return read_domains(config, config.resolution, config.seed, info.multiple)
@@ -120,19 +129,39 @@ class Domains(Subject):
 
         if sharded(accelerator):
             raise ValueError("a base that is shared among processes cannot be looked into; train with whole copies")
+        hybrids = adapters.of(name).values()
         if config.part:  # those of a checkpoint, too
-            train_mixing(adapters.of(name).values())
+            train_mixing(hybrids)
         features = make_features(config.encoder, base, accelerator.device)
 
-        def dial(weights: Mapping[str, float]) -> None:
-            set_adapters(base.pipeline, name, domain_weights=dict(weights))
+        def turn(domain: str | None) -> None:
+            dials = {other: float(domain in (None, other)) for other in config.folders}
+            set_adapters(base.pipeline, name, domain_weights=dials)
+            if config.hybrid_values == "mixing":
+                train_mixing(hybrids, domain is None, parts=domain is not None)
 
-        objective = Directional(config, base, dataset, adapters, features, dial)
-        samples: Any = dataset
-        if config.hybrid_start and not config.part:
-            first = round(config.hybrid_start * config.max_train_steps) * dataset.order.group
-            samples = Phases(dataset.without(SOURCE), dataset, first)
-        return Trainer(accelerator, config, base, adapters, samples, objective=objective)
+        objective = Directional(config, base, dataset, adapters, features, turn)
+        mixing = config.hybrid_values == "mixing"
+        first = 0 if config.part else round(config.hybrid_start * config.max_train_steps)
+        last = dataset.among([SOURCE]) if mixing else dataset
+        samples = Phases(dataset.among(config.folders), last, first * dataset.order.group) if first else last
+        groups = rates(hybrids, config, first if mixing else None)
+        return Trainer(accelerator, config, base, adapters, samples, objective=objective, groups=groups)
+
+
+def rates(adapters: Collection[Any], config: Any, turn: int | None) -> list[dict[str, Any]]:
+    """Groups of hybrids for an optimizer: parts at the rates of their families, of which `--family` has
+    `--learning_rate`; coefficients at one that is of no family's scale. Parts are done at step `turn` where there is
+    one, where coefficients begin.
+    """
+    rate = config.learning_rate / FAMILIES[config.family].learning_rate
+    parts = [] if config.part else [part for adapter in adapters for part in adapter.parts.values()]
+    own = find_kind(config).learning_rate or config.coefficient_lr
+    mixed = {"params": [value for adapter in adapters for value in adapter.parameters(recurse=False)], "lr": own}
+    groups = join_groups(g for part in parts for g in part.parameter_groups(rate * part.learning_rate))
+    if turn is None:
+        return [*groups, mixed]
+    return [*({**group, "steps": (0, turn)} for group in groups), {**mixed, "steps": (turn, config.max_train_steps)}]
 
 
 def task_of(config: Any) -> Subject:

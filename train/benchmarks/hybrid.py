@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +23,11 @@ from PIL import Image
 
 from diffusion_adapters import AdapterWeight, use_adapters
 from diffusion_adapters.options import Options, option
+from train.benchmarks import hybrid_cost
 from train.benchmarks.blending import draw, load_base, sheet
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.mixture_scores import METRICS, Scorer, as_json, interval, judge_of, table
-from train.benchmarks.mixtures import COMPOSED, ENCODERS, FIRST_SEED, MIXTURES, TWICE, WAYS, Mixture, Rows, Shop
+from train.benchmarks.mixtures import CHOSEN, COMPOSED, ENCODERS, FIRST_SEED, MIXTURES, TWICE, WAYS, Mixture, Rows, Shop
 from train.flags import HYBRID
 from train.output import write
 from train.ruler import Encoder
@@ -107,6 +109,15 @@ class Bench:
         self.accuracy = judge.accuracy()
         return found
 
+    def cost(self) -> Result:
+        """What steps take, measured once."""
+
+        def measured() -> Result:
+            with tempfile.TemporaryDirectory() as folder:
+                return hybrid_cost.measure(self.options.family, Path(folder))
+
+        return self.cells.fill("cost", measured)
+
 
 def over_all(found: Sequence[dict[str, dict[str, Values]]]) -> dict[str, dict[str, Values]]:
     """Way -> metric -> (mixtures, trainings, prompts, seeds)."""
@@ -117,15 +128,23 @@ def over_all(found: Sequence[dict[str, dict[str, Values]]]) -> dict[str, dict[st
     }
 
 
-def summary(found: Sequence[dict[str, dict[str, Values]]], mixtures: Sequence[Mixture]) -> str:
-    """Markdown: everything over all mixtures, what hybrids differ by, and the domains of each mixture."""
-    whole = over_all(found)
-    parts = [table(whole, list(METRICS))]
-    lines = ["| paired differences | domains × content | all domains | content |", "|---|---|---|---|"]
+def differences(found: Sequence[dict[str, dict[str, Values]]]) -> str:
+    """Markdown: domains × content of hybrids less that of other ways, by which mixtures."""
+    sets = {"all mixtures": found, "those of the choice": found[: len(CHOSEN)], "fresh ones": found[len(CHOSEN) :]}
+    sets = {f"{name} ({len(own)})": own for name, own in sets.items() if own}
+    lines = [f"| domains × content, paired | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
     for ours, way in itertools.product(OURS, BESIDE):
-        cells = [str(interval("", whole[ours][name] - whole[way][name])) for name in ("product", "all", "content")]
+        wholes = [over_all(own) for own in sets.values()]
+        cells = [str(interval("", whole[ours]["product"] - whole[way]["product"])) for whole in wholes]
         lines.append(f"| {ours} − {way} | {' | '.join(cells)} |")
-    parts.append("\n".join(lines))
+    return "\n".join(lines)
+
+
+def summary(
+    found: Sequence[dict[str, dict[str, Values]]], mixtures: Sequence[Mixture], cost: Mapping[str, Mapping[str, float]]
+) -> str:
+    """Markdown: everything over all mixtures, what hybrids differ by, what steps cost, the domains of each mixture."""
+    parts = [table(over_all(found), list(METRICS)), differences(found), hybrid_cost.table(cost)]
     for own, mixture in zip(found, mixtures, strict=True):
         metrics = ["product", *(f"domain {name}" for name in mixture.domains), "content"]
         parts.append(f"**{mixture.label}**\n\n{table(own, metrics)}")
@@ -147,7 +166,7 @@ def dial_grid(bench: Bench, seed: int = FIRST_SEED) -> Image.Image:
 
 
 def write_results(bench: Bench, found: list[dict[str, dict[str, Values]]]) -> list[Path]:
-    """hybrid.md, hybrid.json, hybrid.png (the first seed of two prompts of each mixture) and dials.png."""
+    """hybrid.md, hybrid.json, hybrid.png (two prompts of each mixture) and dials.png."""
     options, out = bench.options, bench.options.output_dir
     facts: dict[str, Any] = {name: getattr(options, name) for name in ("family", "steps", "seeds", "train_seeds")}
     facts |= {"metrics": {name: said for name, (_, said) in METRICS.items()}, "judge": bench.accuracy}
@@ -155,12 +174,13 @@ def write_results(bench: Bench, found: list[dict[str, dict[str, Values]]]) -> li
         mixture.label: {"prompts": mixture.prompts, "ways": {way: as_json(v) for way, v in own.items()}}
         for mixture, own in zip(bench.mixtures, found, strict=True)
     }
-    text, data = summary(found, bench.mixtures), json.dumps(facts)
+    facts["cost"] = cost = bench.cost()
+    text, data = summary(found, bench.mixtures, cost), json.dumps(facts)
     shown = []
     for way in WAYS:
         rows = [bench.drawn(mixture, way, bench.shops[0]) for mixture in bench.mixtures]
-        shown.append((way, [row[0] for own in rows for row in own[:3]]))
-    shown.append(("drawn by the world itself", [r[0] for m in bench.mixtures for r in m.real(1)[:3]]))
+        shown.append((way, [row[0] for own in rows for row in own[:2]]))
+    shown.append(("drawn by the world itself", [r[0] for m in bench.mixtures for r in m.real(1)[:2]]))
     pictures, dials = sheet(shown, 64), dial_grid(bench)
     return [
         write(out / "hybrid.md", lambda path: path.write_text(text + "\n", "utf-8")),

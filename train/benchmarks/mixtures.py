@@ -14,15 +14,27 @@ from PIL import Image
 
 from diffusion_adapters import bake, merge_adapters, use_adapters
 from train.benchmarks.blending import draw, load_base
+from train.domains import DomainOptions
 from train.dreambooth import main as dreambooth
 from train.flags import HYBRID
 from train.world.captions import BACKGROUNDS, KINDS
 from train.world.domains import DOMAINS, caption, content, picture, write
 
-MIXTURES = (("neon", "mosaic"), ("drawing", "night"), ("neon", "creature"), ("drawing", "mosaic", "night"))
+CHOSEN = (("neon", "mosaic"), ("drawing", "night"), ("neon", "creature"), ("drawing", "mosaic", "night"))
+"""By these the loss of hybrids and its options were chosen."""
+FRESH = (
+    ("sketch", "mosaic"),
+    ("sketch", "night"),
+    ("mosaic", "creature"),
+    ("neon", "night"),
+    ("drawing", "creature"),
+    ("neon", "mosaic", "night"),
+)
+"""By these nothing was."""
+MIXTURES = (*CHOSEN, *FRESH)
 PROMPTS, FIRST_SEED = 8, 1000
-OWN = 0.8
-"""Of the steps of a hybrid, those on the pictures of one domain: by the defaults, all of 0.6 and half of the rest."""
+OWN = DomainOptions.hybrid_start
+"""Of the steps of a hybrid, those on the pictures of one domain."""
 COMPOSED = f"{HYBRID}, composed of the single-domain adapters"
 TWICE = f"{COMPOSED}, by two encoders"
 ENCODERS = ("denoiser", "pipelines/pocket/encoder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,10 +86,10 @@ class CachedImages:
     def _ordered(self, entries: Sequence[int], group: int) -> Order:
         return Order([(self.examples[number].bucket, self.examples[number].domain) for number in entries], group)
 
-    def without(self, domain: str) -> CachedImages:
-        """The same data, of which the samples of a run are those of the other domains."""
-        part = copy.copy(self)
-        part.entries = [number for number in self.entries if self.examples[number].domain != domain]
+    def among(self, domains: Iterable[str]) -> CachedImages:
+        """The same data, of which the samples of a run are those of `domains`."""
+        part, chosen = copy.copy(self), set(domains)
+        part.entries = [number for number in self.entries if self.examples[number].domain in chosen]
         part.order = self._ordered(part.entries, self.order.group)
         return part
 

@@ -9,7 +9,6 @@ goes on. Intervals are over mixtures × trainings × prompts × seeds.
 
 from __future__ import annotations
 
-import itertools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,20 @@ from train.benchmarks import hybrid_cost
 from train.benchmarks.blending import draw, load_base, sheet
 from train.benchmarks.cells import Cells, Result
 from train.benchmarks.mixture_scores import METRICS, Scorer, as_json, interval, judge_of, table
-from train.benchmarks.mixtures import CHOSEN, COMPOSED, ENCODERS, FIRST_SEED, MIXTURES, TWICE, WAYS, Mixture, Rows, Shop
+from train.benchmarks.mixtures import (
+    CHOSEN,
+    COMPOSED,
+    ENCODERS,
+    FIRST_SEED,
+    MIXTURES,
+    OWN_SUM,
+    SUM,
+    TWICE,
+    WAYS,
+    Mixture,
+    Rows,
+    Shop,
+)
 from train.flags import HYBRID
 from train.output import write
 from train.ruler import Encoder
@@ -35,7 +47,8 @@ from train.ruler.metrics import Values
 from train.ruler.tiles import cut, join
 from train.script import command, read_options
 
-OURS, BESIDE = (HYBRID, COMPOSED, TWICE), ("sum of single-domain adapters", "sequential")
+BESIDE = {HYBRID: (OWN_SUM, SUM, "sequential"), COMPOSED: (SUM, "sequential"), TWICE: (SUM,)}
+"""Ours -> the ways that it is compared with."""
 DIALS = (0.0, 0.5, 1.0)
 
 
@@ -133,7 +146,7 @@ def differences(found: Sequence[dict[str, dict[str, Values]]]) -> str:
     sets = {"all mixtures": found, "those of the choice": found[: len(CHOSEN)], "fresh ones": found[len(CHOSEN) :]}
     sets = {f"{name} ({len(own)})": own for name, own in sets.items() if own}
     lines = [f"| domains × content, paired | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
-    for ours, way in itertools.product(OURS, BESIDE):
+    for ours, way in ((ours, way) for ours, ways in BESIDE.items() for way in ways):
         wholes = [over_all(own) for own in sets.values()]
         cells = [str(interval("", whole[ours]["product"] - whole[way]["product"])) for whole in wholes]
         lines.append(f"| {ours} − {way} | {' | '.join(cells)} |")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_adapters import bake, merge_adapters, use_adapters
+from diffusion_adapters.attach import adapter_sets
 from train.benchmarks.blending import draw, load_base
 from train.domains import DomainOptions
 from train.dreambooth import main as dreambooth
@@ -35,6 +36,7 @@ MIXTURES = (*CHOSEN, *FRESH)
 PROMPTS, FIRST_SEED = 8, 1000
 OWN = DomainOptions.hybrid_start
 """Of the steps of a hybrid, those on the pictures of one domain."""
+SUM, OWN_SUM = "sum of single-domain adapters", f"sum of the {HYBRID}'s parts"
 COMPOSED = f"{HYBRID}, composed of the single-domain adapters"
 TWICE = f"{COMPOSED}, by two encoders"
 ENCODERS = ("denoiser", "pipelines/pocket/encoder")
@@ -175,6 +177,15 @@ def blend(files: Callable[[Shop, Sequence[str]], Sequence[Path]], method: str | 
     return drawn
 
 
+def unmixed(shop: Shop, mixture: Mixture, seeds: Sequence[int]) -> Rows:
+    """Draw with the parts of the hybrid that was trained from nothing, all coefficients at 1."""
+    pipe = load_base(whole=shop.hybrid(mixture.domains))
+    for adapter in adapter_sets(pipe)["unet"].of("whole").values():
+        adapter.coefficients.data.fill_(1.0)
+    with use_adapters(pipe, "whole"):
+        return draw(pipe, mixture.prompts, seeds)
+
+
 def singles(shop: Shop, domains: Sequence[str]) -> list[Path]:
     """The adapter of each domain."""
     return [shop.single(domain) for domain in domains]
@@ -182,12 +193,13 @@ def singles(shop: Shop, domains: Sequence[str]) -> list[Path]:
 
 WAYS: dict[str, Callable[[Shop, Mixture, Sequence[int]], Rows]] = {
     "base": blend(lambda shop, domains: []),
-    "sum of single-domain adapters": blend(singles),
+    SUM: blend(singles),
     "TIES": blend(singles, "ties", density=0.5),
     "DARE": blend(singles, "dare_linear", density=0.5, rank=32),
     "DARE-TIES": blend(singles, "dare_ties", density=0.5),
     "sequential": blend(lambda shop, domains: shop.sequence(domains)),
     "joint": blend(lambda shop, domains: [shop.joint(domains)]),
+    OWN_SUM: unmixed,
     HYBRID: blend(lambda shop, domains: [shop.hybrid(domains)]),
     COMPOSED: blend(lambda shop, domains: [shop.hybrid(domains, True)]),
     TWICE: blend(lambda shop, domains: [shop.hybrid(domains, True, ENCODERS)]),

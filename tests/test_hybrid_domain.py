@@ -235,3 +235,8 @@ def test_without_a_hybrid_its_options_are_refused(base: Path, place: Path, capsy
     line = ["--pretrained_model_name_or_path", str(base), "--adapter", "lora", "--domain", "warm=warm", "dark=dark"]
     assert dreambooth.main(line) == 2
     assert "--domain has no effect without --adapter hybrid" in capsys.readouterr().err
+
+
+def test_a_part_is_no_hybrid(place: Path, capsys) -> None:
+    assert hybrid_domain.main(["--family", "hybrid"]) == 2
+    assert "--family hybrid: a part is no hybrid itself; give one of" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from diffusion_adapters import FAMILIES
 from diffusion_adapters.options import Options, option
-from train.data import CachedImages, DataOptions, Folder, generate_missing, read_folder
+from train.data import DataOptions, Folder, generate_missing, read_folder
 from train.flags import HYBRID
 
 ROOT = Path(__file__).parent
@@ -20,6 +20,7 @@ SOURCE = "source"
 """What the base's own pictures are called among domains."""
 FEWEST = 2
 """Pictures of a domain, and domains: fewer span nothing."""
+PARTS = tuple(name for name in FAMILIES if name != HYBRID)
 VALUES = ("mixing", "all")
 LOSSES = ("coordinates", "translation", "subspace", "direction", "both")
 
@@ -36,7 +37,7 @@ class DomainOptions(Options):
         None, "NAME=FILE for each domain: compose these adapters, and train nothing but how they are mixed"
     )
     coefficient_lr: float = option(0.02, "learning rate of the coefficients by which domains are mixed", gt=0)
-    family: str = option("lora", f"family of a domain's part: {', '.join(FAMILIES)}")
+    family: str = option("lora", f"family of a domain's part: {', '.join(PARTS)}")
     encoder: tuple[str, ...] = option(
         ("denoiser",), "what tells domains apart: denoiser, or folders or Hub ids of vision models; several add up"
     )
@@ -110,6 +111,8 @@ class DomainOptions(Options):
                 if value != field.default:
                     raise ValueError(f"--{field.name} has no effect without --adapter {HYBRID}; got {value}")
             return
+        if self.family == HYBRID:
+            raise ValueError(f"--family {HYBRID}: a part is no hybrid itself; give one of {', '.join(PARTS)}")
         folders, parts = self.folders, self.pairs("part")
         if len(folders) < FEWEST:
             raise ValueError(
@@ -192,32 +195,6 @@ def balanced(examples: Sequence[Any], sources: int, share: float) -> list[Any]:
     each = sources * (1 - share) / share / len(set(names))
     times = {name: max(round(each / names.count(name)), 1) for name in names}
     return [dataclasses.replace(example, repeats=times[example.domain]) for example in examples]
-
-
-class Phases:
-    """The samples of a run by number: the first `count` of one data set, then those of another."""
-
-    def __init__(self, first: CachedImages, then: CachedImages, count: int) -> None:
-        self.first, self.then, self.count = first, then, count
-        self.fingerprint = f"{then.fingerprint} after {count}"
-
-    def __len__(self) -> int:
-        return len(self.then)
-
-    def _of(self, numbers: list[int]) -> CachedImages:
-        return self.first if numbers[0] < self.count else self.then
-
-    def batch(self, numbers: list[int], seed: int) -> dict[str, Any]:
-        """As of the data set."""
-        return self._of(numbers).batch(numbers, seed)
-
-    def names(self, numbers: list[int], seed: int) -> list[str]:
-        """As of the data set."""
-        return self._of(numbers).names(numbers, seed)
-
-    def texts(self, numbers: list[int], seed: int) -> list[str]:
-        """As of the data set."""
-        return self._of(numbers).texts(numbers, seed)
 
 
 def _data(config: Any) -> DataOptions:

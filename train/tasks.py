@@ -24,7 +24,8 @@ from diffusion_adapters.hooks import find_adapter_set
 from diffusion_adapters.options import Options
 from train.bases import Base, BaseInfo
 from train.data import CachedImages, DataOptions, Folder, check_data, generate_missing, read_folder
-from train.domains import SOURCE, Phases, add_sources, named, read_domains
+from train.data.phases import Phases
+from train.domains import SOURCE, add_sources, named, read_domains
 from train.engine import Trainer
 from train.flags import HYBRID
 from train.objective import Objective

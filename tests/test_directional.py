@@ -215,8 +215,9 @@ def test_steps_are_shared_out_as_asked() -> None:
         return Example(f"{domain}/{number}", [picture(domain, number, 8)], "a photo", (8, 8), domain=domain)
 
     examples = [example("warm", i) for i in range(4)] + [example("dark", i) for i in range(8)]
-    for share in (0.25, 0.5, 2 / 3):
-        found = balanced(examples, 32, share)
-        counts = {name: sum(e.repeats for e in found if e.domain == name) for name in NAMES}
+    sources = [example(SOURCE, i) for i in range(32)]
+    for share in (0.25, 0.5, 2 / 3, 0.9):
+        found = balanced(examples, sources, share)
+        counts = {name: sum(e.repeats for e in found if e.domain == name) for name in (*NAMES, SOURCE)}
         assert counts["warm"] == counts["dark"]
-        assert 32 / (32 + sum(counts.values())) == pytest.approx(share, abs=0.01)
+        assert counts[SOURCE] / sum(counts.values()) == pytest.approx(share, abs=0.02)

@@ -185,16 +185,18 @@ def add_sources(accelerator: Any, config: Any, info: Any, folder: Folder, stop: 
     )
     data = dataclasses.replace(_data(config), instance_data_dir=path, instance_prompt=prompts[0], center_crop=True)
     sources = read_folder(data, config.resolution, config.seed, info.multiple).examples[: config.num_source_images]
-    sources = [dataclasses.replace(example, domain=SOURCE, repeats=1) for example in sources]
-    return dataclasses.replace(folder, examples=balanced(folder.examples, len(sources), config.hybrid_share) + sources)
+    sources = [dataclasses.replace(example, domain=SOURCE) for example in sources]
+    return dataclasses.replace(folder, examples=balanced(folder.examples, sources, config.hybrid_share))
 
 
-def balanced(examples: Sequence[Any], sources: int, share: float) -> list[Any]:
-    """Examples repeated so that each domain gets as many steps as any other, and `sources` about `share` of all."""
+def balanced(examples: Sequence[Any], sources: Sequence[Any], share: float) -> list[Any]:
+    """All of them, repeated so that each domain gets as many steps as any other, and `sources` about `share` of all."""
     names = [example.domain for example in examples]
-    each = sources * (1 - share) / share / len(set(names))
-    times = {name: max(round(each / names.count(name)), 1) for name in names}
-    return [dataclasses.replace(example, repeats=times[example.domain]) for example in examples]
+    counts = {name: names.count(name) for name in names}
+    each = max(len(sources) * (1 - share) / share / len(counts), *counts.values())
+    times = {name: round(each / count) for name, count in counts.items()}
+    times[SOURCE] = round(each * len(counts) * share / (1 - share) / len(sources))
+    return [dataclasses.replace(example, repeats=max(times[example.domain], 1)) for example in (*examples, *sources)]
 
 
 def _data(config: Any) -> DataOptions:

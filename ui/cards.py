@@ -73,7 +73,9 @@ class Cards:
         """One adapter; `dial` is what is set on it."""
         name = entry.name
         with gr.Group(elem_classes="card"):
-            on = gr.Checkbox(dial.get("on", True), label=name, interactive=True, elem_classes="name")
+            on = gr.Checkbox(
+                dial.get("on", True), label=name, info="Whether it acts.", interactive=True, elem_classes="name"
+            )
             gr.HTML(_facts(entry))
             if entry.trigger:
                 put = gr.Button(f"+ {entry.trigger}", size="sm", elem_classes="trigger")

@@ -69,6 +69,11 @@ def kept(key: str) -> gr.BrowserState:
     return gr.BrowserState({}, storage_key=key, secret=key)
 
 
+def hint(words: str) -> None:
+    """The help of a control that shows none of its own; it stands below it."""
+    gr.Markdown(words, elem_classes="hint")
+
+
 def paced() -> Callable[[], bool]:
     """A function that is true at first, and then once in `PAUSE`: a page that is told more often stops to answer."""
     last = -PAUSE

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ui.bases import Traits
-from ui.common import QUIET, App
+from ui.common import QUIET, App, hint
 from ui.request import LARGEST, Request
 
 START = "a photo of a red ball"
@@ -36,7 +36,9 @@ class Controls:
         with gr.Row(elem_classes="tight"):
             roll = gr.Button("Random", size="sm", min_width=70)
             self.reuse = gr.Button("Reuse the picture's", size="sm", min_width=130)
-            self.lock = gr.Checkbox(True, label="Lock", container=False, min_width=70, interactive=True)
+            self.lock = gr.Checkbox(
+                True, label="Lock", container=False, min_width=70, interactive=True, info="Else each has a new seed."
+            )
         roll.click(lambda: (random.randrange(2**32), True), None, [seed, self.lock], **QUIET)
         fields |= {"seed": seed, "steps": slider("steps", "Steps")}
         fields["guidance_scale"] = slider("guidance_scale", "Guidance", step=0.1, **own["guidance_scale"])
@@ -64,6 +66,7 @@ class Controls:
         self.image = gr.Image(
             label="Source picture", type="pil", image_mode="RGB", sources=["upload", "clipboard"], height=220
         )
+        hint("What it shows is drawn anew by the prompt; strength says how much of it.")
         self.fields["strength"] = slider("strength", "Strength", step=0.05)
 
     @property

@@ -47,7 +47,7 @@ class Forge:
 
     def _merge(self) -> None:
         titles = [(f"{name}: {method_title(name)}", name) for name in MERGERS]
-        self.method = gr.Dropdown(titles, value="linear", label="Method", interactive=True)
+        self.method = gr.Dropdown(titles, value="linear", label="Method", info="How they become one.", interactive=True)
         self.options: dict[str, Any] = {}
         for name, (methods, _) in method_options().items():
             self.options[name] = control(MERGERS[methods[0]].Config, name, visible="linear" in methods)

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ui.axis_controls import AxisControls
-from ui.common import QUIET, App
+from ui.common import QUIET, App, hint
 from ui.controls import START, slider
 from ui.grid import Plan
 from ui.request import Request
@@ -84,10 +84,12 @@ class Plans:
             self.files = gr.File(
                 label="Or pictures of the subject", file_count="multiple", file_types=["image"], height=120
             )
+            hint("Each cell is scored against these instead.")
         with gr.Accordion("Take up a grid's recipe", open=False):
             self.drop = gr.File(
                 label="A grid that was downloaded here", file_types=[".png"], type="filepath", height=120
             )
+            hint("Its axes, prompt, adapters and settings are put into the controls. A picture of Create works too.")
 
     def wire(self) -> None:
         """What is to be seen for a grid, and for a blend map."""

@@ -51,8 +51,8 @@ class Progress:
         )  # fmt: skip
         with gr.Accordion("Log", open=False):
             self.log = gr.Textbox(
-                show_label=False, container=False, lines=8, max_lines=16, interactive=False, autoscroll=True,
-                elem_classes="log",
+                label="Log", show_label=False, container=False, lines=8, max_lines=16, interactive=False,
+                autoscroll=True, elem_classes="log",
             )  # fmt: skip
         self.seen = gr.State({})
         self.parts = [self.status, self.plot, self.samples, self.scores, self.log, self.seen]

@@ -11,7 +11,7 @@ import gradio as gr
 
 from ui import endpoints
 from ui.cards import Cards, mix_of
-from ui.common import GPU, QUIET, App, paced
+from ui.common import GPU, QUIET, App, hint, paced
 from ui.controls import Controls
 from ui.history import Session, store
 from ui.memory import Memory
@@ -59,6 +59,7 @@ class Create:
                     self.drop = gr.File(
                         label="A PNG that was made here", file_types=[".png"], type="filepath", height=120
                     )
+                    hint("All that it was made with is put into the controls: prompt, seed, adapters, base.")
         fields = controls.fields
         with deck:
             self.cards = Cards(app, self.session, fields["prompt"], fields["base"], self.view.shots)

@@ -23,18 +23,21 @@ from tests.test_ui_browser_create import generate, ready, set_number, take_up
 from tests.tiny import save_pipeline
 from ui.recipe import KEY
 
+DOMAIN = "photograph_of_large_rooms"
+
 
 @pytest.fixture(scope="module")
 def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app with the embedded base and the folder `tiny`, and with the adapters `red`, which is new, and `both`."""
+    """The app with the embedded base and the folder `tiny`, and with `red`, new and with a thumbnail, and `both`."""
     library = tmp_path_factory.mktemp("library")
     pipe = load_base(None)
     for name in ("red", "green"):
         load_adapter(pipe, GALLERY / f"{name}.safetensors", name)
-    compose_adapters(pipe, "both", {"red": "red", "green": "green"})
+    compose_adapters(pipe, "both", {"red": "red", DOMAIN: "green"})
     save_adapter(pipe, "both", library / "both.safetensors")
     newest = shutil.copy(GALLERY / "red.safetensors", library)
     os.utime(newest, (time.time() + 10,) * 2)
+    Image.new("RGB", (60, 40), "red").save(library / "red.preview.png")
     tiny = save_pipeline(tmp_path_factory.mktemp("bases") / "tiny")
     with served(tmp_path_factory.mktemp("served"), library=library, bases=[None, tiny]) as url:
         yield url
@@ -140,5 +143,34 @@ def test_a_hybrid_has_a_dial_for_each_domain(open_page: Callable[..., Any]) -> N
     assert recipe(green)["adapters"] == {"both": {"domains": {"red": 0.0}}}
     assert not np.array_equal(green, whole)
     assert not np.array_equal(green, without)
-    set_number(page, "Domain green", 0)
+    set_number(page, f"Domain {DOMAIN}", 0)
     assert np.array_equal(generate(page), without)
+
+
+def test_gains_a_tag_a_thumbnail_and_what_to_keep_out(open_page: Callable[..., Any]) -> None:
+    page = ready_without_previews(open_page)
+    page.wait_for_function("document.querySelector('.card .facts img').naturalWidth > 0")
+    seen = [plain := generate(page)]
+    page.get_by_text("When and where red acts").click()
+    for label, gain in (("Fine", 0), ("mid_block", 2), ("To", 0.5)):
+        set_number(page, label, gain)
+        seen.append(generate(page))
+    assert recipe(seen[-1])["adapters"] == {
+        "red": {"bands": [1.0, 1.0, 0.0], "scopes": {"mid_block": 2.0}, "end": 0.5}
+    }  # fmt: skip
+    for label, gain in (("Fine", 1), ("mid_block", 1), ("To", 1)):
+        set_number(page, label, gain)
+    assert np.array_equal(generate(page), plain)
+    set_number(page, "Weight of red", 0.8)
+    seen.append(generate(page))
+    page.get_by_label("red", exact=True).uncheck()
+    prompt = page.locator(".ask textarea")
+    words = prompt.input_value()
+    prompt.fill(f"{words} <lora:red:0.8>")
+    assert np.array_equal(generate(page), seen[-1])
+    prompt.fill(words)
+    seen.append(generate(page))
+    page.get_by_label("Negative prompt").fill("a red ball")
+    seen.append(generate(page))
+    assert recipe(seen[-1])["request"]["negative_prompt"] == "a red ball"
+    assert len({picture.tobytes() for picture in seen}) == len(seen) == 7

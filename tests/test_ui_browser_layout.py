@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio")
+api = pytest.importorskip("playwright.sync_api")
 
-from tests.test_ui_browser_controls import app_url  # noqa: F401  # a fixture
-from tests.test_ui_browser_create import take_up
+from tests.test_ui_browser_controls import app_url  # noqa: E402, F401  # a fixture
+from tests.test_ui_browser_create import take_up  # noqa: E402
 
 HEIGHT = 844
+NAME = r"""() => { const one = document.activeElement, label = one.labels && one.labels[0];
+  return one.getAttribute('aria-label') || (label || one).innerText.trim().split('\n')[0]; }"""
+"""What the control is called that has the focus."""
 SPILLED = """() => [...document.querySelectorAll('.studio .block')].filter(one => one.offsetParent).flatMap(block => {
   const edge = block.getBoundingClientRect().right + 1;
   return [...block.querySelectorAll('input, button, span, label')].filter(one => one.offsetParent)
@@ -76,3 +81,58 @@ def test_on_a_phone_the_picture_comes_before_the_cards(open_page: Callable[..., 
             assert go["bottom"] <= HEIGHT
             assert more["y"] >= (status["bottom"] if width == 390 else go["bottom"])
             assert (status["y"] >= go["bottom"]) if width == 390 else (status["x"] >= prompt["right"])
+
+
+def reach(page: Any, wanted: str) -> list[str]:
+    """Press Tab until a control has the focus; the names of those on the way, with its own."""
+    passed: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        passed.append(page.evaluate(NAME))
+        if re.fullmatch(wanted, passed[-1]):
+            return passed
+    raise AssertionError(f"Tab does not reach {wanted}: {passed}")
+
+
+def test_create_is_used_by_the_keyboard(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.get_by_text("Preview of 6 steps").wait_for()
+    page.locator(".ask textarea").focus()
+    assert reach(page, "Generate") == ["Generate"]
+    page.keyboard.press("Enter")
+    page.get_by_text("Done.").wait_for()
+    assert reach(page, "Stop") == ["Stop"]
+    reach(page, "Live preview")
+    page.keyboard.press("Space")
+    assert not page.get_by_label("Live preview").is_checked()
+    order = reach(page, "Adapters") + reach(page, "range slider for Weight of red")
+    assert [name for name in order if name in ("Look for new adapter files", "red")] == [
+        "Look for new adapter files", "red"
+    ]  # fmt: skip
+    for key, value in (("ArrowRight", "1.05"), ("ArrowLeft", "1"), ("Home", "-1"), ("End", "2")):
+        page.keyboard.press(key)
+        api.expect(page.get_by_label("number input for Weight of red")).to_have_value(value)
+    reach(page, r"When and where red acts.*")
+    page.keyboard.press("Space")
+    page.get_by_label("number input for From").wait_for()
+
+
+def test_compare_is_used_by_the_keyboard(open_page: Callable[..., Any]) -> None:
+    page = open_page(tab="Compare")
+    page.locator(".token:visible").first.wait_for()
+    page.get_by_label("number input for Steps").and_(page.locator(":visible")).fill("2")
+    page.locator(".ask:visible textarea").first.focus()
+    assert reach(page, "Blend map") == ["Grid", "Blend map"]
+    page.keyboard.press("Space")
+    page.get_by_label("α: its weights, across").wait_for()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Space")
+    page.get_by_label("Columns", exact=True).wait_for()
+    order = ["Blend map", "Columns", "Weight of", "Columns: values", "Rows", "Rows: values", "Draw the grid"]
+    assert reach(page, "Draw the grid") == order
+    page.keyboard.press("Space")
+    page.get_by_text("Done. 9 of 9 pictures.").wait_for()
+    reach(page, "weight 0, seed 0")
+    page.keyboard.press("Enter")
+    page.locator("#sheet [aria-pressed=true]").wait_for()
+    reach(page, "Open in Create")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from diffusion_adapters import FAMILIES, add_adapter, load_adapter, save_adapter, set_adapters
 from diffusion_adapters.file import read_adapter
@@ -93,6 +94,20 @@ def test_it_leaves_an_adapter_with_a_dial_for_each_domain(base: Path, place: Pat
     assert torch.equal(none, torch.tensor(plain))
     assert not torch.equal(whole, warm)
     assert not torch.equal(warm, none)
+
+
+def test_pictures_show_every_domain_and_the_captions(base: Path, place: Path) -> None:
+    for name in NAMES:
+        for i in range(3):
+            Path(f"{name}/{i}.txt").write_text(f"a photo of thing {i} by {name}")
+    assert hybrid_domain.main(words(base, max_train_steps=3)) == 0
+    config = tomllib.loads(Path("dreambooth-hybrid/config.toml").read_text("utf-8"))
+    things = [f"a photo of thing {i} by warm" for i in range(3)]
+    assert config["validation_prompt"] == [*things, "a photo of thing 0 by dark"]
+    with Image.open("dreambooth-hybrid/grid.png") as sheet:
+        colours = [sheet.convert("RGB").getpixel((20 + 197 * i, 150)) for i in range(2)]
+    assert colours[0][0] > colours[0][2] + 50  # warm, then dark
+    assert max(colours[1]) < 140
 
 
 def test_parts_are_done_when_their_mixing_begins(base: Path, place: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,6 +188,16 @@ def add_sources(accelerator: Any, config: Any, info: Any, folder: Folder, stop: 
     sources = read_folder(data, config.resolution, config.seed, info.multiple).examples[: config.num_source_images]
     sources = [dataclasses.replace(example, domain=SOURCE) for example in sources]
     return dataclasses.replace(folder, examples=balanced(folder.examples, sources, config.hybrid_share))
+
+
+def in_turn(folder: Folder) -> list[Any]:
+    """The examples that a run was given: of several domains one of each, then the next, without the base's own."""
+    by_domain: dict[str, list[Any]] = {}
+    for example in folder.examples:
+        by_domain.setdefault(example.domain, []).append(example)
+    by_domain.pop(SOURCE, None)
+    turns = itertools.zip_longest(*by_domain.values())
+    return [example for turn in turns for example in turn if example is not None]
 
 
 def balanced(examples: Sequence[Any], sources: Sequence[Any], share: float) -> list[Any]:

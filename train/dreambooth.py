@@ -71,6 +71,7 @@ def run(
     info = inspect_base(config)
     config = resolve(task.told(config), info)
     folder = task.read(config, info)
+    config = task.shown(config, folder)
     accelerator = make_accelerator(config)
     config = settle(config, FAMILIES[task.family(config)], len(folder), accelerator.num_processes)
     attached = functools.partial(attach, task, config, adapter)

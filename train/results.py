@@ -21,6 +21,7 @@ from diffusion_adapters.options import Options, option
 from train import card, output, report
 from train.bases import Base, sample
 from train.data import Folder
+from train.domains import in_turn
 from train.flags import to_toml
 
 LOG = logging.getLogger("train")
@@ -131,7 +132,7 @@ def write(run: Finished) -> Path:
     before, after = pictures(run, prompts)
     for i, images in enumerate(after):
         output.write(folder / f"image_{i}.png", lambda path, image=images[0]: image.save(path, "PNG"))
-    shown = [example.images[0] for example in run.folder.examples[:16]]  # each is opened anew
+    shown = [example.images[0] for example in in_turn(run.folder)[:16]]  # each is opened anew
     title = f"{config.adapter}, {run.picked or len(run.records)} steps: {config.instance_prompt}"
     if after:
         for path in (file, folder / LORA_FILE) if plain else (file,):

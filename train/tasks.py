@@ -25,7 +25,7 @@ from diffusion_adapters.options import Options
 from train.bases import Base, BaseInfo
 from train.data import CachedImages, DataOptions, Folder, check_data, generate_missing, read_folder
 from train.data.phases import Phases
-from train.domains import SOURCE, add_sources, named, read_domains
+from train.domains import SOURCE, add_sources, named, read_domains, source_prompts
 from train.engine import Trainer
 from train.flags import HYBRID
 from train.objective import Objective
@@ -35,6 +35,8 @@ from train.settings import join_groups
 
 NEUTRAL = "a photo"
 """What pictures of domains show, unless their captions or `--instance_prompt` say more."""
+SHOWN = 4
+"""Prompts of the pictures that a run on domains makes, of those that it has."""
 
 
 class Subject:
@@ -56,6 +58,10 @@ class Subject:
     def read(self, config: Any, info: BaseInfo) -> Folder:
         """The pictures."""
         return read_folder(config, config.resolution, config.seed, info.multiple)
+
+    def shown(self, config: Any, folder: Folder) -> Any:
+        """The options with the prompts of the pictures that the run makes, if they follow from its own."""
+        return config
 
     def generate(
         self, accelerator: Accelerator, config: Any, info: BaseInfo, folder: Folder, stop: Callable[[], bool]
@@ -95,6 +101,12 @@ class Domains(Subject):
 
     def read(self, config: Any, info: BaseInfo) -> Folder:
         return read_domains(config, config.resolution, config.seed, info.multiple)
+
+    def shown(self, config: Any, folder: Folder) -> Any:
+        if config.validation_prompt is not None:
+            return config
+        prompts = source_prompts(config, folder)
+        return dataclasses.replace(config, validation_prompt=prompts[:: max(1, len(prompts) // SHOWN)][:SHOWN])
 
     def generate(
         self, accelerator: Accelerator, config: Any, info: BaseInfo, folder: Folder, stop: Callable[[], bool]

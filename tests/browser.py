@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import urlparse
 
@@ -78,6 +79,44 @@ def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     """The app with the embedded base."""
     with served(tmp_path_factory.mktemp("served"), library=library_folder) as url:
         yield url
+
+
+class Held:
+    """Drawing as a test wants it: `free` pictures more are made, the next stays at its first step until let go."""
+
+    def __init__(self) -> None:
+        self.free, self.begun, self.let_go, self.stopped = 0, Event(), Event(), Event()
+
+    def draw(self, own: Callable[..., Any], base: Any, *given: Any) -> Any:
+        """In place of `LoadedBase.draw`, which is `own`."""
+        *_, on_step = given
+        if self.free:
+            self.free -= 1
+            return own(base, *given)
+        self.begun.set()
+        try:
+            while not self.let_go.wait(0.05):
+                on_step(1, 100)
+        except Exception:  # what a stop raises
+            self.stopped.set()
+            raise
+        return own(base, *given)
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Held]]:
+    """Holds the drawing of the app, which is in this process, from now on: after so many pictures."""
+    from ui.bases import LoadedBase
+
+    held, own = Held(), LoadedBase.draw
+
+    def begin(free: int) -> Held:
+        held.free = free
+        monkeypatch.setattr(LoadedBase, "draw", lambda base, *given: held.draw(own, base, *given))
+        return held
+
+    yield begin
+    held.let_go.set()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,19 +86,25 @@ def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp
     api.expect(seed).to_have_value("4", timeout=WAIT)
 
 
-@pytest.mark.slow  # a busy computer does not draw the first cell within a minute
-def test_stop_ends_a_grid_and_what_is_there_stays(open_page: Callable[..., Any]) -> None:
+def test_stop_ends_a_grid_and_what_is_there_stays(
+    open_page: Callable[..., Any], hold: Callable[[int], Any], tmp_path: Path
+) -> None:
     page = open_page(tab="Compare")
     ready(page)
     small(page, "0 to 1 in 12", "0 to 11 in 12")
-    steps(page, "100")  # minutes, if it were not stopped
+    held = hold(2)
     page.get_by_role("button", name="Draw the grid").click()
-    cell(page, 0).wait_for()
+    assert held.begun.wait(WAIT / 1000)
     page.get_by_role("button", name="Stop").and_(page.locator(":visible")).press("Enter")
-    page.get_by_text(re.compile(r"^Stopped\.")).wait_for()
-    drawn = page.locator("#sheet [data-pick]").count()
-    page.wait_for_timeout(1500)
-    assert 1 <= page.locator("#sheet [data-pick]").count() == drawn < 144
+    page.get_by_text("Stopped. 2 of 144 pictures.").wait_for()
+    assert held.stopped.wait(WAIT / 1000)
+    assert page.locator("#sheet [data-pick]").count() == 2
+    cell(page, 1).click()
+    page.get_by_text("weight 0.090909, seed 0").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the grid").click()
+    download.value.save_as(tmp_path / "sheet.png")
+    assert len(Plan.read(tmp_path / "sheet.png").x.values) == 12
 
 
 def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
+from gradio_client import Client
+
+from tests.browser import WAIT
 from ui.recipe import KEY
 from ui.request import decode_image
 
@@ -34,6 +38,14 @@ def generate(page: Any) -> Image.Image:
     page.locator(".pictures img").nth(count).wait_for()
     page.get_by_text("Done.").wait_for()
     return picture(page)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Look again and again."""
+    end = time.monotonic() + WAIT / 1000
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def set_number(page: Any, label: str, value: float) -> None:
@@ -130,24 +142,41 @@ def test_a_painted_region(open_page: Callable[..., Any]) -> None:
     assert painted[:, painted.shape[1] // 2].any()
 
 
-def test_a_stop_an_error_and_a_tag(open_page: Callable[..., Any]) -> None:
+def test_a_stop_and_an_error(open_page: Callable[..., Any], hold: Callable[[int], Any]) -> None:
     page = ready(open_page)
-    page.get_by_role("button", name="Base, sampler, size").click()
-    for name, value in {"Width": 192, "Height": 192, "Steps": 100, "Pictures": 8}.items():  # minutes, if not stopped
-        set_number(page, name, value)
-    count = page.locator(".pictures img").count()
+    set_number(page, "Pictures", 8)
+    held = hold(2)
     page.get_by_role("button", name="Generate").click()
+    assert held.begun.wait(WAIT / 1000)
     page.get_by_text(re.compile(r"\d+/800 steps|\d+\.\d%")).first.wait_for()
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped.").wait_for()
-    assert page.locator(".pictures img").count() < count + 8
+    assert held.stopped.wait(WAIT / 1000)
+    page.locator(".pictures img").nth(1).wait_for()
+    assert page.locator(".pictures img").count() == 2
+    held.let_go.set()
 
-    for name in ("Width", "Height"):
-        set_number(page, name, 48)
-    set_number(page, "Steps", STEPS)
     set_number(page, "Pictures", 1)
     page.locator(".ask textarea").fill("a creature <lora:nobody:1>")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("no adapter 'nobody' in the library").first.wait_for()
     page.locator(".ask textarea").fill("a creature <lora:red:0.5>")
     assert "<lora:red:0.5>" in generate(page).info[KEY]
+
+
+def test_the_place_in_the_queue_is_shown(
+    open_page: Callable[..., Any], hold: Callable[[int], Any], app_url: str
+) -> None:
+    page, held = ready(open_page), hold(0)
+    others = [Client(app_url, verbose=False, analytics_enabled=False) for _ in range(2)]
+    asked = {"prompt": "a red ball", "negative_prompt": "", "seed": 3, "steps": 2, "guidance_scale": 2.0}
+    jobs = [client.submit(**asked, num_images=1, api_name="/generate") for client in others[:1]]
+    assert held.begun.wait(WAIT / 1000)
+    jobs.append(others[1].submit(**asked, num_images=1, api_name="/generate"))
+    wait_until(lambda: jobs[1].status().rank is not None)
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text(re.compile(r"queue: 2/2")).first.wait_for()
+    held.let_go.set()
+    page.get_by_text("Done.").wait_for()
+    assert json.loads(picture(page).info[KEY])["request"]["prompt"] != "a red ball"  # nobody gets another's
+    assert all(len(job.result(WAIT / 1000)) == 1 for job in jobs)

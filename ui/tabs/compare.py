@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ class Compare:
             api_visibility="private",
             **GPU,
         )
-        self.halt.click(_halt, self.session, self.status, cancels=[pressed], **QUIET)
+        stopped = [self.table, self.status, self.save]
+        self.halt.click(self.halted, [self.session, self.result], stopped, cancels=[pressed], **QUIET)
         shown = [self.slider, self.single, self.facts, self.chosen, self.take, self.app.recipe]
         self.table.click(self.choose, [self.result, self.chosen], shown, **SOON)
         self.take.click(self.open, [self.result, self.chosen], [self.app.recipe, self.app.tabs], **SOON)
@@ -104,9 +106,21 @@ class Compare:
                 end = "Stopped."
             if result is None:
                 return
-            file = store(result.sheet(), self.single.GRADIO_CACHE)
-            told = f"{end} {len(result.pictures)} of {len(result.cells)} pictures."
-            yield result.table(), told, result, gr.update(value=file, interactive=True), *clear
+            table, told, file = self.end(result, end)
+            yield table, told, result, file, *clear
+
+    def end(self, result: Result, word: str) -> tuple[Any, ...]:
+        """The table, a line about it, and the sheet to keep."""
+        file = store(result.sheet(), self.single.GRADIO_CACHE)
+        told = f"{word} {len(result.pictures)} of {len(result.cells)} pictures."
+        return result.table(), told, gr.update(value=file, interactive=True)
+
+    def halted(self, session: Session, result: Result | None) -> tuple[Any, ...]:
+        """Stop, and show what there is: a page that leaves the queue is told nothing more by what it waited for."""
+        session.end()
+        if result is None:
+            return gr.skip(), "Stopped.", gr.skip()
+        return self.end(replace(result, pictures={**result.pictures}, scores={**result.scores}), "Stopped.")
 
     def draw(self, plan: Plan, subject: list[Path], check: Any, progress: Any) -> Iterator[Result]:
         """The result as it grows: before the first picture, and after each."""
@@ -186,11 +200,6 @@ class Compare:
         hidden = gr.Button(visible=False)
         hidden.click(grid, [x, y, asked, adapters, weight, subject], outputs, api_name="grid", **GPU)
         hidden.click(blend_map, [*texts.values(), asked, subject], outputs, api_name="blend_map", **GPU)
-
-
-def _halt(session: Session) -> str:
-    session.end()
-    return "Stopped."
 
 
 def build(app: App) -> None:

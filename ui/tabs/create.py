@@ -82,7 +82,8 @@ class Create:
             moved, self.preview, given, [view.slider, view.single, view.status], trigger_mode="always_last",
             show_progress="hidden", api_visibility="private", **GPU,
         )  # fmt: skip
-        self.halt.click(_halt, self.session, view.status, cancels=[pressed, previewed], **QUIET)
+        stopped = [self.session, self.memory.saved, view.shots]
+        self.halt.click(self.halted, stopped, [*view.parts, view.status], cancels=[pressed, previewed], **QUIET)
         page = gr.context.Context.root_block
         assert page is not None
         self.memory.wire(page, self.asked, self.drop)
@@ -132,6 +133,12 @@ class Create:
                 end = "Stopped."
             yield outputs(end)
 
+    def halted(self, session: Session, saved: Mapping[str, Any], shots: list[Any]) -> tuple[Any, ...]:
+        """Stop, and show what is new: a page that leaves the queue is told nothing more by what it waited for."""
+        session.end()
+        now = self.memory.pictures.of(str(saved.get("visitor")))
+        return *(self.view.show(now) if now != shots else [gr.skip()] * len(self.view.parts)), "Stopped."
+
     def preview(self, session: Session, saved: Mapping[str, Any], *asked: Any) -> tuple[Any, ...]:
         """A rough picture of what is set."""
         check = session.preview.take()
@@ -157,11 +164,6 @@ def tell(request: Request, mix: Mapping[str, Dial], count: int) -> str:
     """One line about what was made."""
     used = ", ".join(f"`{name}` × {dial.weight:g}" for name, dial in mix.items()) or "the base alone"
     return f"{count} of {request.num_images} · {used} · seed {request.seed} · {request.steps} steps"
-
-
-def _halt(session: Session) -> str:
-    session.end()
-    return "Stopped."
 
 
 def build(app: App) -> None:

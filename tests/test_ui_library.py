@@ -213,6 +213,14 @@ def test_export_and_bake_say_what_was_lost(ask: Callable[..., Any], home: Path) 
     assert Path(ask("download", "green")).read_bytes() == (home / "green.safetensors").read_bytes()
 
 
+def test_what_a_run_leaves_twice_is_listed_once(tmp_path: Path) -> None:
+    for place in ("cat/adapter", "cat/pytorch_lora_weights", "bought/pytorch_lora_weights"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copy(GALLERY / "red.safetensors", tmp_path / f"{place}.safetensors")
+    names = [entry.name for entry in Library([tmp_path]).scan(Base.of(None))]
+    assert names == ["bought pytorch_lora_weights", "cat"]
+
+
 def test_a_library_without_a_folder_of_its_own_only_reads(home: Path) -> None:
     with pytest.raises(ValueError, match="give --library"):
         Library([home]).home.take(home / "green.safetensors")

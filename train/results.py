@@ -83,7 +83,8 @@ class Finished:
             "pictures": len(self.folder.examples),
             "loss": round(self.loss, 6),
         }
-        return save_adapter(self.base.pipeline, self.name, path, trigger=config.instance_prompt, training=facts)
+        trigger = None if config.several else config.instance_prompt  # no word calls up a domain
+        return save_adapter(self.base.pipeline, self.name, path, trigger=trigger, training=facts)
 
 
 def validation_prompts(config: Any) -> list[str]:
@@ -169,7 +170,8 @@ def pictures(run: Finished, prompts: Sequence[str]) -> tuple[list[list[Image.Ima
 
 def _settings(run: Finished, file: str) -> dict[str, Any]:
     config = run.config
-    prompt = validation_prompts(config)[-1] if config.validation_prompt is None else config.instance_prompt
+    own = config.validation_prompt is None or config.several
+    prompt = validation_prompts(config)[-1] if own else config.instance_prompt
     steps, guidance = config.num_inference_steps, config.guidance_scale
     return {"base": run.source, "file": file, "prompt": prompt, "steps": steps, "guidance": guidance}
 

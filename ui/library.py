@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ERRORS", "Entry", "Home", "Library", "hide_folders"]
 
+PLAIN = "pytorch_lora_weights.safetensors"
+"""What a run leaves beside its adapter, the same once more for stock diffusers."""
+
 
 class Library:
     """Finds adapter files. A file is examined once for each base, and again when it has changed."""
@@ -122,7 +125,8 @@ class Library:
             found = [place] if place.is_file() else sorted(place.rglob("*.safetensors"))
             for path in found:
                 hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
-                if hidden or not path.is_file() or path.resolve() in seen:
+                twin = path.name == PLAIN and path.with_name("adapter.safetensors") in found
+                if hidden or twin or not path.is_file() or path.resolve() in seen:
                     continue
                 try:
                     stamp = stamp_of(path)

@@ -84,8 +84,8 @@ def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 class Held:
     """Drawing as a test wants it: `free` pictures more are made, the next stays at its first step until let go."""
 
-    def __init__(self) -> None:
-        self.free, self.begun, self.let_go, self.stopped = 0, Event(), Event(), Event()
+    def __init__(self, free: int) -> None:
+        self.free, self.begun, self.let_go, self.stopped = free, Event(), Event(), Event()
 
     def draw(self, own: Callable[..., Any], base: Any, *given: Any) -> Any:
         """In place of `LoadedBase.draw`, which is `own`."""
@@ -108,15 +108,16 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Held]]:
     """Holds the drawing of the app, which is in this process, from now on: after so many pictures."""
     from ui.bases import LoadedBase
 
-    held, own = Held(), LoadedBase.draw
+    made, own = [], LoadedBase.draw
 
     def begin(free: int) -> Held:
-        held.free = free
+        made.append(held := Held(free))
         monkeypatch.setattr(LoadedBase, "draw", lambda base, *given: held.draw(own, base, *given))
         return held
 
     yield begin
-    held.let_go.set()
+    for held in made:
+        held.let_go.set()
 
 
 @pytest.fixture

@@ -86,11 +86,14 @@ def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp
     api.expect(seed).to_have_value("4", timeout=WAIT)
 
 
-def test_stop_ends_a_grid_and_what_is_there_stays(
+def test_what_cannot_be_drawn_is_a_toast_and_what_a_stop_leaves_stays(
     open_page: Callable[..., Any], hold: Callable[[int], Any], tmp_path: Path
 ) -> None:
     page = open_page(tab="Compare")
     ready(page)
+    small(page, "0, x", "1")
+    page.get_by_role("button", name="Draw the grid").click()
+    page.get_by_text("is no list of numbers").wait_for()
     small(page, "0 to 1 in 12", "0 to 11 in 12")
     held = hold(2)
     page.get_by_role("button", name="Draw the grid").click()
@@ -171,11 +174,3 @@ def test_what_is_set_survives_a_reload(open_page: Callable[..., Any]) -> None:
     api.expect(page.locator(".mix .token:visible")).to_have_text(["green", "red"])
     page.get_by_role("button", name="Scores").click()
     api.expect(page.get_by_label("Subject at hand", exact=True)).to_have_value(SAMPLE)
-
-
-def test_what_cannot_be_drawn_is_a_toast(open_page: Callable[..., Any]) -> None:
-    page = open_page(tab="Compare")
-    ready(page)
-    small(page, "0, x", "1")
-    page.get_by_role("button", name="Draw the grid").click()
-    page.get_by_text("is no list of numbers").wait_for()

@@ -120,33 +120,57 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Held]]:
         held.let_go.set()
 
 
-@pytest.fixture
-def open_page(browser: Any, app_url: str) -> Iterator[Callable[..., Any]]:
-    """Opens the app in a new session, of a width, height and colour scheme. What the page does wrong fails the test."""
-    faults: list[str] = []
-    contexts = []
+class Visitor:
+    """Opens pages of the app in `browser`, and keeps what they do wrong."""
 
-    def guard(route: Any) -> None:
-        address = urlparse(route.request.url)
-        if address.hostname in ("127.0.0.1", None):
-            route.continue_()
-        else:
-            faults.append(f"asked for {route.request.url}")
-            route.abort()
+    def __init__(self, browser: Any, url: str) -> None:
+        self.browser, self.url = browser, url
+        self.faults: list[str] = []
+        self.contexts: list[Any] = []
 
-    def opened(width: int = 1280, height: int = 900, dark: bool = False, tab: str = "Create") -> Any:
+    def open(self, width: int = 1280, height: int = 900, dark: bool = False, tab: str = "Create") -> Any:
+        """In a new session, of a width, height and colour scheme."""
         scheme = "dark" if dark else "light"
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
+        context = self.browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.contexts.append(context)
         context.set_default_timeout(WAIT)
-        context.route("**/*", guard)
+        context.route("**/*", self._guard)
         page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
-        page.goto(app_url)
+        page.on("pageerror", lambda error: self.faults.append(f"script error: {error}"))
+        page.goto(self.url)
         page.get_by_role("tab", name=tab, exact=True).click()
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not [fault for fault in faults if not any(words in fault for words in NOISE)]
+    def check(self) -> None:
+        """Fail for what pages did wrong since the last time."""
+        faults, self.faults[:] = self.faults[:], []
+        assert not [fault for fault in faults if not any(words in fault for words in NOISE)]
+
+    def close(self) -> None:
+        """Close all pages."""
+        for context in self.contexts:
+            context.close()
+
+    def _guard(self, route: Any) -> None:
+        if urlparse(route.request.url).hostname in ("127.0.0.1", None):
+            route.continue_()
+        else:
+            self.faults.append(f"asked for {route.request.url}")
+            route.abort()
+
+
+@pytest.fixture
+def open_page(browser: Any, app_url: str) -> Iterator[Callable[..., Any]]:
+    """Opens the app in a new session, as `Visitor.open`. What the page does wrong fails the test."""
+    visitor = Visitor(browser, app_url)
+    yield visitor.open
+    visitor.close()
+    visitor.check()
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Any, app_url: str) -> Iterator[Visitor]:
+    """For a page that the tests of a file share: to open one takes longer than most of them."""
+    made = Visitor(browser, app_url)
+    yield made
+    made.close()

@@ -17,7 +17,7 @@ os.environ.update(
 import pytest
 import torch
 
-from tests.browser import app_url, browser, hold, library_folder, open_page, runs_folder  # noqa: F401  # fixtures
+from tests.browser import app_url, browser, hold, library_folder, open_page, runs_folder, visitor  # noqa: F401  # fixtures
 
 torch.set_num_threads(1)  # several threads spin at barriers on a shared machine: slower, not faster
 pytest.register_assert_rewrite(

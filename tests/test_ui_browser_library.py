@@ -4,42 +4,66 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.browser import GALLERY
+from tests.browser import GALLERY, Visitor
+
+NAMES = ("red", "green")
+SOUND = (GALLERY / "red.safetensors").read_bytes()
 
 
 @pytest.fixture
 def library(library_folder: Path) -> Iterator[Path]:
     """The library's own folder, put back afterwards."""
     yield library_folder
-    for name in ("red", "green"):
+    for name in NAMES:
         own = library_folder / f"{name}.safetensors"
         own.write_bytes((GALLERY / own.name).read_bytes())
     for path in library_folder.iterdir():
-        if path.is_file() and path.name not in ("red.safetensors", "green.safetensors"):
+        if path.is_file() and path.name not in [f"{name}.safetensors" for name in NAMES]:
             path.unlink()
+
+
+@pytest.fixture(scope="module")
+def shared(visitor: Visitor) -> Any:
+    """The tab."""
+    return visitor.open(tab="Library")
+
+
+@pytest.fixture
+def page(shared: Any, visitor: Visitor, library: Path) -> Iterator[Any]:
+    """The tab as it is at first, but for what it says of an adapter."""
+    shared.get_by_label("Search").fill("")
+    shared.get_by_role("button", name="Look again").click()
+    for name in NAMES:
+        card(shared, name).wait_for()
+    yield shared
+    shared.set_viewport_size({"width": 1280, "height": 900})
+    visitor.check()
 
 
 def card(page: Any, name: str) -> Any:
     return page.locator(f"#shelf [data-pick='{name}']")
 
 
-def send(page: Any, button: str, path: Path) -> None:
+def send(page: Any, button: str, file: Any) -> None:
     """Upload a file by a button."""
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name=button).click()
-    chooser.value.set_files(path)
+    chooser.value.set_files(file)
 
 
-def test_search_details_notes_and_thumbnail(open_page: Callable[..., Any], library: Path, tmp_path: Path) -> None:
-    page = open_page(tab="Library")
-    card(page, "red").wait_for()
+def stored(library: Path) -> set[Path]:
+    """The adapter files in it, and in the two folders that it lies in."""
+    return {path for folder in (library, *library.parents[:2]) for path in folder.glob("*.safetensors")}
+
+
+def test_search_details_notes_and_thumbnail(page: Any, library: Path, tmp_path: Path) -> None:
     page.get_by_label("Search").fill("zwx wara")
     card(page, "red").wait_for(state="detached")
     card(page, "green").focus()
@@ -53,28 +77,47 @@ def test_search_details_notes_and_thumbnail(open_page: Callable[..., Any], libra
     send(page, "Set thumbnail", tmp_path / "picture.png")
     card(page, "green").locator("img").wait_for()
     assert (library / "green.preview.jpg").is_file()
+    page.reload()
+    page.get_by_role("tab", name="Library", exact=True).click()
+    card(page, "green").locator("img").wait_for()
+    card(page, "green").click()
+    page.wait_for_function("document.querySelector('#library-title').textContent.includes('green')")
+    assert page.get_by_label("Notes").input_value() == "for meadows"
 
 
-def test_a_hostile_file_is_a_toast_and_a_sound_one_a_card(
-    open_page: Callable[..., Any], library: Path, tmp_path: Path
-) -> None:
-    page = open_page(tab="Library", width=390, height=844)
-    card(page, "red").wait_for()
-    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps({"a": 1}, 2))
-    send(page, "Upload an adapter", tmp_path / "evil.safetensors")
-    page.get_by_text("a pickle can run code when read and is never loaded").wait_for()
-    data = (GALLERY / "red.safetensors").read_bytes().replace(b"sks", b"zwy")
-    (tmp_path / "new one.safetensors").write_bytes(data)
-    send(page, "Upload an adapter", tmp_path / "new one.safetensors")
+HOSTILE = {
+    "a pickle": (pickle.dumps({"a": 1}, 2), "a pickle can run code when read and is never loaded"),
+    "a header of 2 GB": ((2**31).to_bytes(8, "little") + b'{"a":' + bytes(64), "its header claims 2147483648"),
+    "a file of 21 MB": (SOUND + bytes(21 * 10**6), "exceed the maximum allowed size of 20"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_is_a_toast_and_is_not_kept(kind: str, page: Any, library: Path) -> None:
+    data, words = HOSTILE[kind]
+    before = stored(library)
+    sent = {"name": "evil.safetensors", "mimeType": "application/octet-stream", "buffer": data}
+    send(page, "Upload an adapter", sent)
+    toast = page.locator(".toast-body").filter(has_text=words)
+    toast.wait_for()
+    toast.get_by_role("button").first.click()
+    assert stored(library) == before
+    card(page, "red").click()  # it lives on
+    page.get_by_text("every layer would be applied").wait_for()
+
+
+def test_a_sound_file_is_a_card_whatever_its_name(page: Any, library: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    before = stored(library)
+    data = SOUND.replace(b"sks", b"zwy")
+    sent = {"name": "../../new one.safetensors", "mimeType": "application/octet-stream", "buffer": data}
+    send(page, "Upload an adapter", sent)
     card(page, "new one").wait_for()
-    assert {path.name for path in library.glob("*.safetensors")} == {
-        "red.safetensors", "green.safetensors", "new one.safetensors"
-    }  # fmt: skip
+    assert stored(library) == before | {library / "new one.safetensors"}
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_delete_asks_first_and_can_be_taken_back(open_page: Callable[..., Any], library: Path) -> None:
-    page = open_page(tab="Library")
+def test_delete_asks_first_and_can_be_taken_back(page: Any, library: Path) -> None:
     card(page, "red").click()
     page.get_by_text("every layer would be applied").wait_for()
     delete = page.get_by_role("button", name="Delete", exact=True)
@@ -92,9 +135,7 @@ def test_delete_asks_first_and_can_be_taken_back(open_page: Callable[..., Any], 
     assert (library / "red.safetensors").read_bytes() == (GALLERY / "red.safetensors").read_bytes()
 
 
-def test_a_merge_joins_the_library(open_page: Callable[..., Any], library: Path) -> None:
-    page = open_page(tab="Library")
-    card(page, "red").wait_for()
+def test_a_merge_joins_the_library(page: Any, library: Path) -> None:
     page.get_by_role("button", name="Merge, export, bake").click()
     for name in ("red", "green"):
         page.get_by_label("Adapters to put together").click()

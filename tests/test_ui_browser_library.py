@@ -85,6 +85,13 @@ def test_search_details_notes_and_thumbnail(page: Any, library: Path, tmp_path: 
     assert page.get_by_label("Notes").input_value() == "for meadows"
 
 
+def test_what_came_meanwhile_is_there_when_the_tab_is_opened(page: Any, library: Path) -> None:
+    page.get_by_role("tab", name="Compare", exact=True).click()
+    (library / "meanwhile.safetensors").write_bytes(SOUND)
+    page.get_by_role("tab", name="Library", exact=True).click()
+    card(page, "meanwhile").wait_for()
+
+
 HOSTILE = {
     "a pickle": (pickle.dumps({"a": 1}, 2), "a pickle can run code when read and is never loaded"),
     "a header of 2 GB": ((2**31).to_bytes(8, "little") + b'{"a":' + bytes(64), "its header claims 2147483648"),

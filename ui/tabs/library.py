@@ -77,12 +77,14 @@ class LibraryTab:
 
     def wire(self) -> None:
         """What happens when."""
-        page = gr.context.Context.root_block
+        page, tab = gr.context.Context.root_block, gr.context.Context.block
         assert page is not None
+        assert isinstance(tab, gr.Tab)
         given = [self.search, self.checkpoints, self.base, self.chosen]
         lists = [self.cards, self.gone, self.forge.names, self.base, self.forge.baked]
         refresh = {"fn": self.refresh, "inputs": given, "outputs": lists, **QUIET}
-        gr.on([page.load, self.look.click, self.again.change, self.checkpoints.input, self.base.input], **refresh)
+        looks = [page.load, tab.select, self.look.click, self.again.change, self.checkpoints.input, self.base.input]
+        gr.on(looks, **refresh)
         self.search.change(self.refresh, given, lists, trigger_mode="always_last", **SOON)
         about = [
             self.title, self.report, self.download, self.copy, self.delete, self.asking, self.editing, self.name,

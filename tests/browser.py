@@ -27,6 +27,7 @@ def browser() -> Iterator[Any]:
     binary = next(filter(None, map(shutil.which, BINARIES)), None)
     if binary is None:
         pytest.skip("needs chromium: apt-get install chromium")
+    api.expect.set_options(timeout=WAIT)
     with api.sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--force-prefers-reduced-motion"]
         opened = playwright.chromium.launch(executable_path=binary, args=flags)

@@ -71,19 +71,19 @@ def test_a_grid_fills_is_looked_into_and_kept(open_page: Callable[..., Any], tmp
     page.get_by_text("The grid's recipe was taken up.").wait_for()
     for label, value in (("Columns: values", "0, 1"), ("Rows: values", "3, 4")):
         box = page.get_by_label(label).and_(page.locator("textarea"))
-        api.expect(box).to_have_value(value, timeout=WAIT)
+        api.expect(box).to_have_value(value)
     page.get_by_role("button", name="Open in Create").click()
     seed = page.get_by_label("Seed", exact=True).and_(page.locator(":visible"))
-    api.expect(seed).to_have_value("4", timeout=WAIT)
+    api.expect(seed).to_have_value("4")
 
     page.get_by_text("Take up a picture's recipe").click()  # each tab takes what the other made
     drop(page, tmp_path / "sheet.png")
     page.get_by_text("Create took its first picture: weight 0, seed 3.").wait_for()
-    api.expect(seed).to_have_value("3", timeout=WAIT)
+    api.expect(seed).to_have_value("3")
     page.get_by_role("tab", name="Compare", exact=True).click()
     drop(page, tmp_path / "picture.png")
     page.get_by_text("This is a picture of Create: its settings and adapters were taken up").wait_for()
-    api.expect(seed).to_have_value("4", timeout=WAIT)
+    api.expect(seed).to_have_value("4")
 
 
 def test_what_cannot_be_drawn_is_a_toast_and_what_a_stop_leaves_stays(
@@ -123,7 +123,7 @@ def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) 
     page.get_by_text("Create has this mix now.").wait_for()
     page.get_by_role("tab", name="Create", exact=True).click()
     for name, weight in (("green", "0.5"), ("red", "0.25")):
-        api.expect(page.get_by_label(f"number input for Weight of {name}")).to_have_value(weight, timeout=WAIT)
+        api.expect(page.get_by_label(f"number input for Weight of {name}")).to_have_value(weight)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -159,7 +159,7 @@ def test_what_is_set_survives_a_reload(open_page: Callable[..., Any]) -> None:
 
     page.reload()
     page.get_by_role("tab", name="Compare", exact=True).click()
-    api.expect(page.get_by_label("α: its weights, across")).to_have_value("0, half typed", timeout=WAIT)
+    api.expect(page.get_by_label("α: its weights, across")).to_have_value("0, half typed")
     kept(page, lambda: page.get_by_label("Grid", exact=True).check())
     page.reload()
     page.get_by_role("tab", name="Compare", exact=True).click()
@@ -167,7 +167,7 @@ def test_what_is_set_survives_a_reload(open_page: Callable[..., Any]) -> None:
         ("Columns", "Weight"), ("Weight of", "green"), ("Rows", "Adapter"), ("number input for Steps", "2"),
     ):  # fmt: skip
         box = page.get_by_label(label, exact=True).and_(page.locator("input:visible"))
-        api.expect(box).to_have_value(value, timeout=WAIT)
+        api.expect(box).to_have_value(value)
     api.expect(prompt).to_have_value("a red boat")
     api.expect(page.get_by_label("Columns: values").and_(page.locator("textarea"))).to_have_value("0.25, 0.75")
     api.expect(page.locator(".axes .token:visible")).to_have_text(["red"])

@@ -94,7 +94,7 @@ def reach(page: Any, wanted: str) -> list[str]:
     raise AssertionError(f"Tab does not reach {wanted}: {passed}")
 
 
-def test_create_is_used_by_the_keyboard(open_page: Callable[..., Any]) -> None:
+def test_create_and_compare_are_used_by_the_keyboard(open_page: Callable[..., Any]) -> None:
     page = open_page()
     page.get_by_text("Preview of 6 steps").wait_for()
     page.locator(".ask textarea").focus()
@@ -116,9 +116,8 @@ def test_create_is_used_by_the_keyboard(open_page: Callable[..., Any]) -> None:
     page.keyboard.press("Space")
     page.get_by_label("number input for From").wait_for()
 
-
-def test_compare_is_used_by_the_keyboard(open_page: Callable[..., Any]) -> None:
-    page = open_page(tab="Compare")
+    page.get_by_role("tab", name="Compare", exact=True).press("Enter")
+    page.get_by_role("button", name="Draw the grid").wait_for()
     page.locator(".token:visible").first.wait_for()
     page.get_by_label("number input for Steps").and_(page.locator(":visible")).fill("2")
     page.locator(".ask:visible textarea").first.focus()

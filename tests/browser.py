@@ -145,7 +145,8 @@ class Visitor:
     def check(self) -> None:
         """Fail for what pages did wrong since the last time."""
         faults, self.faults[:] = self.faults[:], []
-        assert not [fault for fault in faults if not any(words in fault for words in NOISE)]
+        told = [fault for fault in faults if not any(words in fault for words in NOISE)]
+        assert not told, told
 
     def close(self) -> None:
         """Close all pages."""

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
-from collections.abc import Callable
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("gradio")
 
+from tests.browser import GALLERY, Visitor
+from tests.trainings import SUBJECT, Bases
+from train import checkpoint, records
+from ui.check import BUSY
+from ui.choices import Choices
+from ui.process import Process, _start_of
+from ui.run import Run
+from ui.runs import Runs
 
-from train import records
-from train.data.options import SAMPLE_SUBJECT
-
-SUBJECT = sorted(SAMPLE_SUBJECT.glob("*.png"))
 LONG = 180_000
 """Milliseconds in which a training begins, or ends, on a busy computer."""
 
@@ -42,10 +52,39 @@ def drop(page: Any, *files: Path) -> None:
     page.locator(".drop input[type=file]").set_input_files([str(file) for file in files])
 
 
-def test_pictures_captions_and_masks_are_edited_in_place(
-    open_page: Callable[..., Any], runs_folder: Path, tmp_path: Path
-) -> None:
-    page = open_page(tab="Train")
+def paint(page: Any, x: float, y: float) -> None:
+    """A stroke to the right, from a place in the editor as parts of its width and height."""
+    canvas = page.locator(".image-container canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] * x, box["y"] + box["height"] * y
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y, steps=5)
+    page.mouse.up()
+
+
+def look_at(page: Any, run: str) -> None:
+    """Choose a run, or (new)."""
+    page.get_by_label("Run", exact=True).first.click()
+    page.get_by_role("option", name=re.compile(f"^{re.escape(run)}")).click()
+
+
+@pytest.fixture(scope="module")
+def shared(visitor: Visitor) -> Any:
+    """The tab."""
+    return visitor.open(tab="Train")
+
+
+@pytest.fixture
+def page(shared: Any, visitor: Visitor, runs_folder: Path) -> Iterator[Any]:
+    """The tab with no run chosen."""
+    yield shared
+    look_at(shared, "(new)")
+    visitor.check()
+
+
+def test_pictures_captions_and_masks_are_edited_in_place(page: Any, runs_folder: Path, tmp_path: Path) -> None:
     fill(page, "Name", "My cat!")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
@@ -59,23 +98,117 @@ def test_pictures_captions_and_masks_are_edited_in_place(
     page.locator(".data img").nth(1).click()
     fill(page, "Caption", "a [trigger] on grass")
     page.get_by_text("a [trigger] on grass").first.wait_for()
-    canvas = page.locator(".image-container canvas").first
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2 + 40, box["y"] + box["height"] / 2, steps=5)
-    page.mouse.up()
+    paint(page, 0.5, 0.5)
     page.get_by_role("button", name="Keep the mask").click()
     page.get_by_text("masked").first.wait_for()
     with Image.open(folder / "01.mask.png") as mask, Image.open(folder / "01.png") as picture:
         assert mask.size == picture.size
         assert mask.getextrema() == (0, 255)
+    first = (folder / "01.mask.png").read_bytes()
     page.reload()
     page.get_by_role("tab", name="Train", exact=True).click()
     page.get_by_text("has 2 pictures and was not started yet").wait_for()
-    page.locator(".data img").nth(1).wait_for()
     page.get_by_text("a [trigger] on grass").first.wait_for()
+    drawn: list[Any] = []  # the picture, and what is painted on it
+    page.on("response", lambda answer: drawn.append(answer) if answer.url.endswith("image.png") else None)
+    drawn.clear()
+    page.locator(".data img").nth(1).click()
+    page.locator("code").filter(has_text="01.png").wait_for()
+    until = time.monotonic() + 60
+    while len(drawn) < 2:
+        assert time.monotonic() < until
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(1000)  # the editor tells nobody when it has drawn them
+    paint(page, 0.2, 0.2)
+    page.get_by_role("button", name="Keep the mask").click()
+    until = time.monotonic() + 60
+    while (folder / "01.mask.png").read_bytes() == first:
+        assert time.monotonic() < until
+        page.wait_for_timeout(100)
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(data))) for data in (first, (folder / "01.mask.png").read_bytes())
+    )
+    assert (after[before > 200] > 150).all()
+    assert (after > 200).sum() > 1.3 * (before > 200).sum()
+    page.get_by_role("button", name="Remove the mask").click()
+    while (folder / "01.mask.png").exists():
+        assert time.monotonic() < until + 60
+        page.wait_for_timeout(100)
+
+
+def test_a_check_says_what_is_refused_and_why(page: Any, runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check, report = page.get_by_role("button", name="Check", exact=True), page.locator(".report textarea")
+    fill(page, "Name", "checked")
+    check.click()
+    page.locator(".toast-body").filter(has_text="there are no pictures yet").wait_for()
+    drop(page, *SUBJECT[:2])
+    page.get_by_text("has 2 pictures and was not started yet").wait_for()
+    (runs_folder / "checked" / "data" / "notes.doc").write_text("no picture")
+    monkeypatch.setattr(Runs, "busy", True)
+    check.click()
+    page.wait_for_function("words => document.querySelector('.report textarea')?.value.endsWith(words)", arg=BUSY)
+    assert "2 pictures at 48 x 48 pixels" in report.input_value()
+    assert "not used notes.doc: not an image that Pillow can read" in report.input_value()
+    for fold, switch, words in (
+        ("Data", "Masked loss", "has a mask"), ("Quality pilot", "Pilot", "--pilot scores pictures"),
+    ):  # fmt: skip
+        unfold(page, fold)
+        if switch == "Pilot":
+            unfold(page, "Results")
+            fill(page, "Num validation images", "0")
+        page.get_by_label(switch, exact=True).check()
+        check.click()
+        page.locator(".toast-body").filter(has_text=words).wait_for()
+        page.get_by_label(switch, exact=True).uncheck()
+    assert not (runs_folder / "checked" / "run.toml").exists()
+
+
+@pytest.fixture
+def paused(runs_folder: Path) -> Run:
+    """A run with a pilot, as it is when it was stopped at step 4 of 10."""
+    choices = Choices(Bases())  # type: ignore[arg-type]
+    run = Runs(runs_folder).create("paused")
+    run.pictures.add(SUBJECT[:2])
+    values = {**choices.start("pocket", "lora"), "pilot": True, "max_train_steps": 10, "rank": 3}
+    run.settings.write_text(choices.toml(values, run.pictures.path, run.folder))
+    now = time.time()
+    lines = [json.dumps({"step": step, "loss": 1 / step, "time": now - 10 + step}) for step in range(1, 5)]
+    (run.folder / records.FILE).write_text("\n".join(lines))
+    (run.folder / f"{checkpoint.PREFIX}4").mkdir()
+    rows = [
+        {"step": step, "subject_fidelity": 0.5 + step / 10, "prompt_fidelity": 0.7, "drift": 0.1} for step in (2, 4)
+    ]
+    (run.folder / "pilot.json").write_text(json.dumps({"rows": rows, "pick": 4}))
+    run.note(launched=now - 20, pid=2**22 + 1, started=0.0, ended=now, total=10, asked="stop")
+    shutil.copy(GALLERY / "red.safetensors", run.result)
+    return run
+
+
+def test_a_stopped_run_is_looked_at_and_resumed(
+    open_page: Callable[..., Any], paused: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page(tab="Train")
+    look_at(page, "paused, stopped")
+    page.get_by_text(re.compile(r"paused: stopped · step 4 of 10 · loss 0\.25")).wait_for()
+    for text in ("subject fidelity", "0.900", "●"):
+        page.get_by_text(text, exact=True).locator("visible=true").first.wait_for()
+    assert field(page, "Steps").input_value() == "10"
+    assert field(page, "Up to step").input_value() == "10"
+    given: list[str] = []
+
+    def sleep(arguments: list[str], log: Path) -> Process:
+        given.extend(arguments)
+        pid = subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+        return Process(pid, _start_of(pid) or 0.0)
+
+    monkeypatch.setattr(Process, "launch", sleep)
+    fill(page, "Up to step", "12")
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_text(re.compile("paused: starting")).wait_for()
+    assert given[2:] == ["--max_train_steps", "12", "--resume_from_checkpoint", "latest"]
+    halt = page.get_by_role("button", name="Stop and save")
+    halt.click()
+    page.get_by_text(re.compile("paused: (stopping|stopped)")).wait_for()
 
 
 @pytest.mark.slow
@@ -102,7 +235,11 @@ def test_a_run_from_pictures_to_the_create_tab(open_page: Callable[..., Any], ru
     page.get_by_role("button", name="Stop and save").click()
     page.get_by_text(re.compile("blue: stopped")).wait_for(timeout=LONG)
     page.get_by_text("before and after").wait_for()
-    assert 3 <= len(records.read(runs_folder / "blue")) < 4000
+    step = len(records.read(runs_folder / "blue"))
+    assert 3 <= step < 4000
+    fill(page, "Up to step", str(step + 2))
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_text(re.compile(f"blue: done · step {step + 2} of {step + 2}")).wait_for(timeout=LONG)
     page.get_by_role("button", name="Try it in Create").click()
     page.get_by_label("number input for Weight of blue", exact=True).wait_for()
     assert field(page, "Prompt").input_value() == "a photo of sks creature"

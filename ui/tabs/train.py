@@ -85,20 +85,20 @@ class Train:
                 self.form = Form(self.app, self.choices)
                 self.preset = self.form.preset()
                 self.form.build()
-        self.timer = gr.Timer(EVERY)
+        self.timer = gr.Timer(EVERY, active=False)  # each tick has an editor of masks send all that is in it anew
 
     def wire(self) -> None:
         """What each control does."""
         page = gr.context.Context.root_block
         assert page is not None
         form, data, view, private = self.form, self.data, self.view, {"api_visibility": "private"}
-        masked = form.parts["", "masked_loss"]
-        state = [self.run, *view.parts, self.halt, self.go, self.use, self.more, self.sure, self.steps]
+        state = [self.run, *view.parts, self.halt, self.go, self.use, self.more, self.sure, self.steps, self.timer]
         whole = [*state, self.name, *data.parts, *form.inputs, *form.columns.values(), self.report]
         form.wire(self.preset)
-        data.wire(After(self.opened, [*state, self.name]), masked)
+        data.wire(After(self.opened, [*state, self.name]), form.parts["", "masked_loss"])
         page.load(self.recall, self.app.training, whole, **QUIET)
         self.run.input(self.open, self.run, whole, **QUIET)
+        self.run.focus(lambda: gr.update(choices=self.listed()), None, self.run, **QUIET)
         self.timer.tick(self.tick, [self.run, view.seen], state, **QUIET)
         gr.on(
             [*(part.input for part in form.inputs), self.run.change], self.keep, [self.run, *form.inputs],
@@ -132,6 +132,7 @@ class Train:
             self.go: gr.update(interactive=not (run and (moving or run.trained))),
             self.use: gr.update(visible=ready, variant="primary"),
             self.more: gr.update(visible=bool(run) and not moving),
+            self.timer: gr.Timer(active=moving),
             **({self.steps: now.total} if run and now.total and seen.get("run") != run.name else {}),
         }
 
@@ -149,8 +150,8 @@ class Train:
 
     def open(self, name: str) -> dict[Any, Any]:
         """Updates that show a run with its pictures and its settings."""
-        run = self.found(name)
-        updates = {**self.opened(name), **self.data.show(run), self.report: gr.update(value="", visible=False)}
+        run, report = self.found(name), gr.update(value="", visible=False)
+        updates = {**self.opened(name), **self.data.show(run), self.report: report}
         if run and run.settings.is_file():
             with self.app.toasts():
                 updates |= self.form.show(self.choices.read(run.settings))
@@ -158,9 +159,8 @@ class Train:
 
     def recall(self, saved: dict[str, Any]) -> dict[Any, Any]:
         """The run that was looked at before a reload, and what was set but not yet started."""
-        name = saved.get("run") or ""
-        updates = self.open(name if self.found(name) else "")
-        run = self.found(name)
+        run = self.found(saved.get("run") or "")
+        updates = self.open(run.name if run else "")
         if saved.get("values") and not (run and run.settings.is_file()):
             with contextlib.suppress(ValueError, TypeError, KeyError):  # of another version
                 updates |= self.form.show(self.form.read(saved["values"]))

@@ -58,27 +58,25 @@ def runs_folder(library_folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def served(folder: Path, *, library: Path, bases: Sequence[Path | None] = (None,)) -> Iterator[str]:
-    """The app, served from this process; its files lie in `folder`. None of `bases` is the embedded base."""
+def served(*, library: Path, bases: Sequence[Path | None] = (None,)) -> Iterator[str]:
+    """The app, served from this process. None of `bases` is the embedded base."""
     pytest.importorskip("gradio")
     from ui.app import build, open_page
     from ui.bases import Base
     from ui.library import Library
     from ui.studio import Studio
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        known = [Base.of(base and str(base)) for base in bases]
-        page = build(Studio(known, Library([library], library)))
-        _, url, _ = open_page(page, prevent_thread_lock=True)
-        yield url
-        page.close()
+    known = [Base.of(base and str(base)) for base in bases]
+    page = build(Studio(known, Library([library], library)))
+    _, url, _ = open_page(page, prevent_thread_lock=True)
+    yield url
+    page.close()
 
 
 @pytest.fixture(scope="session")
-def app_url(library_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def app_url(library_folder: Path) -> Iterator[str]:
     """The app with the embedded base."""
-    with served(tmp_path_factory.mktemp("served"), library=library_folder) as url:
+    with served(library=library_folder) as url:
         yield url
 
 

@@ -32,6 +32,14 @@ def _refuse(host: Any) -> None:
         raise OSError(f"a test asked for the network: {host!r}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where gradio keeps files: it reads the variable at each upload, so all apps of a process must have one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     connect, resolve = socket.socket.connect, socket.getaddrinfo

@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with served(tmp_path_factory.mktemp("served"), library=home) as url:
+    with served(library=home) as url:
         yield Client(url, verbose=False, analytics_enabled=False, download_files=str(tmp_path_factory.mktemp("got")))
 
 

@@ -39,7 +39,7 @@ def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     os.utime(newest, (time.time() + 10,) * 2)
     Image.new("RGB", (60, 40), "red").save(library / "red.preview.png")
     tiny = save_pipeline(tmp_path_factory.mktemp("bases") / "tiny")
-    with served(tmp_path_factory.mktemp("served"), library=library, bases=[None, tiny]) as url:
+    with served(library=library, bases=[None, tiny]) as url:
         yield url
 
 

@@ -48,15 +48,13 @@ def filled(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Studio, Client]]:
+def served(library: Library) -> Iterator[tuple[Studio, Client]]:
     """The app, and a client of it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
-        studio = Studio([Base.of(None)], library)
-        page = build(studio)
-        _, url, _ = open_page(page, prevent_thread_lock=True)
-        yield studio, Client(url, verbose=False, analytics_enabled=False)
-        page.close()
+    studio = Studio([Base.of(None)], library)
+    page = build(studio)
+    _, url, _ = open_page(page, prevent_thread_lock=True)
+    yield studio, Client(url, verbose=False, analytics_enabled=False)
+    page.close()
 
 
 def axis(kind: str, values: Any, of: str = "") -> Axis:

@@ -50,14 +50,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(home: Path, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("served")))
-        studio = Studio([Base.of(None)], Library([elsewhere], home))
-        page = build(studio)
-        _, url, _ = open_page(page, prevent_thread_lock=True, max_file_size="2mb")
-        yield studio, Client(url, verbose=False, analytics_enabled=False), url
-        page.close()
+def served(home: Path, elsewhere: Path) -> Iterator[Served]:
+    studio = Studio([Base.of(None)], Library([elsewhere], home))
+    page = build(studio)
+    _, url, _ = open_page(page, prevent_thread_lock=True, max_file_size="2mb")
+    yield studio, Client(url, verbose=False, analytics_enabled=False), url
+    page.close()
 
 
 @pytest.fixture

@@ -33,12 +33,12 @@ COLUMNS = {"operations": "multiplications", "cpu": "processor time", "wall": "wa
 
 def steps_of(family: str, flags: Sequence[str] | None, folder: Path) -> Generator[dict[str, float], None, Any]:
     """A run as `train/dreambooth.py` makes it, a step for each item: of a hybrid, or, without flags, of one subject."""
-    own = ["--adapter", family] if flags is None else ["--adapter", HYBRID, "--family", family, *flags]
-    shared = {"max_train_steps": ENDLESS, "num_validation_images": 0, "checkpointing_steps": 0}
-    line = [*own, "--output_dir", str(folder), "--source_data_dir", str(folder.parent / "sources")]
-    line = line if flags is not None else line[:-2]
-    line += [word for name, value in shared.items() for word in (f"--{name}", str(value))]
-    return run(*parse(DreamBoothOptions, None, line))
+    sources = str(folder.parent / "sources")
+    several = ["--adapter", HYBRID, "--family", family, "--source_data_dir", sources, *(flags or ())]
+    own = ["--adapter", family] if flags is None else several
+    shared = {"output_dir": folder, "max_train_steps": ENDLESS, "num_validation_images": 0, "checkpointing_steps": 0}
+    told = [word for name, value in shared.items() for word in (f"--{name}", str(value))]
+    return run(*parse(DreamBoothOptions, None, [*own, *told]))
 
 
 def measure(family: str, folder: Path, repeats: int = 15) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,7 +195,9 @@ def test_stop_ends_at_the_next_step_and_frees_the_pipeline(app: tuple[Studio, Li
 def test_what_cannot_be_opened_is_one_line(
     arguments: list[str], words: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    cache = os.environ["GRADIO_TEMP_DIR"]
     assert main([str(root / "base") if part == "BASE" else part for part in arguments]) == 2
+    assert os.environ["GRADIO_TEMP_DIR"] == cache
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert words in line
 

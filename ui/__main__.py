@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_adapters.options import argument_parser
-from ui.start import uncollected, without_stubs
+from ui.start import own_cache, uncollected, without_stubs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,8 +60,7 @@ def serve(args: argparse.Namespace) -> None:
     settings = access(args)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    with tempfile.TemporaryDirectory(prefix="diffusion-adapters-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # its default is one folder for all users of a computer
+    with own_cache():
         with uncollected():
             page, said = opened(args, settings)
         print(f"{said} Ready in {time.perf_counter() - start:.1f} s.")

@@ -130,7 +130,7 @@ def test_a_source_picture_the_seed_and_a_trigger(open_page: Callable[..., Any], 
 
 
 def test_a_hybrid_has_a_dial_for_each_domain(open_page: Callable[..., Any]) -> None:
-    page = ready(open_page)
+    page = ready_without_previews(open_page)
     page.get_by_label("red", exact=True).uncheck()
     without = generate(page)
     assert recipe(without)["adapters"] == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -27,10 +28,13 @@ HERE = Path(__file__)
 USES = {path: path.read_text("utf-8") for path in [*HERE.parent.rglob("*.py"), *CONFIGS.rglob("*.toml")]}
 
 
+@functools.cache
 def used_in(name: str) -> list[str]:
     """Files that give the flag: on a command line, as an option by name, or in a configuration of a run."""
     given = re.compile(rf"--(?:no-)?{name}\b|\b{name}=[^=]|['\"]{name}['\"]|^{name} = ", re.M)
-    return sorted(str(path.relative_to(HERE.parents[1])) for path, text in USES.items() if given.search(text))
+    return sorted(
+        str(path.relative_to(HERE.parents[1])) for path, text in USES.items() if name in text and given.search(text)
+    )
 
 
 def helped(family: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -65,7 +65,6 @@ def take_up(page: Any, name: str) -> None:
 
 def paint(page: Any) -> None:
     """A stroke down the middle of the editor of a region, until the preview has taken it in."""
-    page.get_by_text("Preview of").wait_for()
     canvas = page.locator(".region canvas").first
     canvas.wait_for()
     before = page.locator(".large:visible img").first.get_attribute("src")

@@ -11,7 +11,7 @@ import diffusers
 def samplers(scheduler: Any) -> dict[str, type]:
     """Schedulers by name that can take the place of a base's own, which is the first."""
     own = type(scheduler)
-    others = sorted((kind for kind in scheduler.compatibles if _fits(kind, own)), key=lambda kind: kind.__name__)
+    others = sorted((kind for kind in scheduler.compatibles if _fits(kind, scheduler)), key=lambda kind: kind.__name__)
     return {kind.__name__.removesuffix("Scheduler"): kind for kind in (own, *others)}
 
 
@@ -32,8 +32,15 @@ def named(kind: type) -> Any:
     return getattr(diffusers, kind.__name__.replace("Pipeline", "Img2ImgPipeline"), None)
 
 
-def _fits(kind: type, own: type) -> bool:
+def _fits(kind: type, scheduler: Any) -> bool:
     """Whether a scheduler can be made here and draws by the numbers of another's configuration."""
     missing = kind.__module__.startswith("diffusers.utils.dummy")
     edm = "EDM" in kind.__name__  # its noise levels are its own, and no other's betas give them
-    return kind is not own and not missing and not edm
+    lost = kind is diffusers.KDPM2AncestralDiscreteScheduler and _drowned(scheduler)
+    return kind is not type(scheduler) and not missing and not edm and not lost
+
+
+def _drowned(scheduler: Any) -> bool:
+    """Whether nothing is left of a picture at the first step: 1 - alpha is 1 to the last digit, or nearly."""
+    alphas = getattr(scheduler, "alphas_cumprod", None)  # of samplers that divide by what is left, rounding decides
+    return alphas is not None and float(alphas.min()) < 1e-7

@@ -105,7 +105,6 @@ class Create:
     ) -> Iterator[tuple[Any, ...]]:
         """The outputs after pictures, as often as a page bears it, and once more at the end."""
         session.preview.end()
-        session.previewed = None
         check, shots, count, end = session.request.take(), None, 0, "Done."
         visitor, folder = str(saved.get("visitor")), self.view.single.GRADIO_CACHE
         with self.app.toasts():
@@ -127,6 +126,7 @@ class Create:
             try:
                 for pair in self.studio.make(request, mix, image=image, compare=flags["compare"], on_step=on_step):
                     shots, count = self.memory.pictures.add(visitor, pair, folder), count + 1
+                    session.previewed = rough(request), mix, image
                     if made():
                         yield outputs("Working.")
             except StoppedError:
@@ -146,18 +146,22 @@ class Create:
             request, mix, image, flags = self.read(asked)
             if not flags["live"]:
                 return (gr.skip(),) * 3
-            steps = min(request.steps, PREVIEW_STEPS)
-            rough = replace(request, steps=steps, num_images=1)
-            if image is None and session.previewed == (rough, mix):
+            if session.previewed == (seen := (rough(request), mix, image)):  # no rough picture in place of a finished
                 return (gr.skip(),) * 3
-            ((_, picture),) = self.studio.make(rough, mix, image=image, on_step=lambda done, total: check())
-            session.previewed = rough, mix
+            few = replace(seen[0], seed=request.seed)
+            ((_, picture),) = self.studio.make(few, mix, image=image, on_step=lambda done, total: check())
+            session.previewed = seen
             file = store(picture, self.view.single.GRADIO_CACHE)
-            return *self.view.preview(file), f"Preview of {steps} steps. Generate draws it with {request.steps}."
+            return *self.view.preview(file), f"Preview of {few.steps} steps. Generate draws it with {request.steps}."
         except StoppedError:
             return (gr.skip(),) * 3
         except Exception as error:  # a preview is not asked for, and no reason to interrupt
             return gr.skip(), gr.skip(), self.app.plain(error)
+
+
+def rough(request: Request) -> Request:
+    """A request as a preview draws it, but for the seed: the next picture may have another anyway."""
+    return replace(request, steps=min(request.steps, PREVIEW_STEPS), num_images=1, seed=0)
 
 
 def tell(request: Request, mix: Mapping[str, Dial], count: int) -> str:

@@ -109,6 +109,20 @@ def test_what_cannot_be_drawn_is_a_toast_and_what_a_stop_leaves_stays(
     download.value.save_as(tmp_path / "sheet.png")
     assert len(Plan.read(tmp_path / "sheet.png").x.values) == 12
 
+    held = hold(1)
+    page.get_by_role("button", name="Draw the grid").click()
+    assert held.begun.wait(WAIT / 1000)
+    page.reload()  # it survives, as does what was drawn
+    page.get_by_role("tab", name="Compare", exact=True).click()
+    page.get_by_text("Drawn before: 1 of 144 pictures.").wait_for()
+    held.let_go.set()
+    cell(page, 0).click()
+    page.get_by_text("weight 0, seed 0").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the grid").click()
+    download.value.save_as(tmp_path / "again.png")
+    assert Plan.read(tmp_path / "again.png") == Plan.read(tmp_path / "sheet.png")
+
 
 def test_a_click_on_the_blend_map_takes_that_mix(open_page: Callable[..., Any]) -> None:
     page = open_page(tab="Compare", width=390, height=844)

@@ -91,10 +91,10 @@ def test_nothing_loads_the_base_during_a_training(studio: Studio, monkeypatch: p
     assert studio._loaded is None
     with pytest.raises(RuntimeError, match="a training uses the device"), studio.blend({"red": 1.0}):
         pass
-    *still, said = create.preview(Session(), {}, *asked)
+    *still, said = create.preview(Session(), "", *asked)
     assert (said, still, loads) == (TAKEN, [gr.skip(), gr.skip()], [])
     studio.training = lambda: False
-    *_, said = create.preview(Session(), {}, *asked)
+    *_, said = create.preview(Session(), "", *asked)
     assert said.startswith("Preview of")
     assert len(loads) == 1
 

@@ -161,14 +161,14 @@ def test_a_preview_is_drawn_once_and_not_after_its_picture(studio: Studio) -> No
         return [*values.values(), Image.new("RGB", (48, 48)), *(part.value for part in create.asked[len(names) + 1 :])]
 
     def previewed(**changes: Any) -> bool:
-        *_, said = create.preview(session, {}, *asked(**changes))
+        *_, said = create.preview(session, "", *asked(**changes))
         assert said == gr.skip() or said.startswith("Preview of 2 steps")
         return said != gr.skip()
 
     assert previewed()
     assert not previewed()
     assert previewed(guidance_scale=4.0)
-    *_, (*_, said) = create.make(session, {}, *asked())
+    *_, (*_, said) = create.make(session, "", *asked())
     assert said.startswith("Done. 1 of 1")
     assert not previewed(seed=7)  # of a slider moved before, come late; the picture has a seed of its own
     assert previewed(guidance_scale=4.0)

@@ -37,6 +37,9 @@ class App:
     recipe: gr.State = field(default_factory=lambda: gr.State(None))
     """Put the `as_dict` of a Recipe here and the Create tab takes it over: outputs `[app.recipe, app.tabs]`."""
 
+    visitor: gr.BrowserState = field(default_factory=lambda: kept("diffusion-adapters visitor", ""))
+    """A name that nobody guesses, under which pictures are found again; drawn when the page is first loaded."""
+
     training: gr.BrowserState = field(default_factory=lambda: kept("diffusion-adapters train"))
     """What the browser keeps of the Train tab; here, as what lies in a tab is not there when the page is loaded."""
 
@@ -64,9 +67,9 @@ class App:
         return html.escape(self.library.plain(error), quote=False)
 
 
-def kept(key: str) -> gr.BrowserState:
+def kept(key: str, default: Any = None) -> gr.BrowserState:
     """What the browser keeps under a key. It is hidden from nobody, and must be read again after a restart."""
-    return gr.BrowserState({}, storage_key=key, secret=key)
+    return gr.BrowserState({} if default is None else default, storage_key=key, secret=key)
 
 
 def hint(words: str) -> None:

@@ -42,9 +42,14 @@ class History:
         self._lock = threading.Lock()
 
     def add(self, visitor: str, pair: Pair, folder: str) -> list[Shot]:
-        """Keep a picture as files in gradio's cache, recipes included; what the visitor has now."""
+        """Keep a picture as files in gradio's cache, recipes included; what the visitor has now.
+
+        Nothing is kept for a page that has no name for its visitor yet.
+        """
         base, picture = (image and store(image, folder) for image in pair)
         assert picture is not None
+        if not visitor:
+            return [(base, picture)]
         with self._lock:
             shots = self._shots.setdefault(visitor, [])
             shots.insert(0, (base, picture))

@@ -40,9 +40,10 @@ class Memory:
         """Keep the values of `asked` whenever they change; listen for what is dropped, typed or handed over."""
         cards, fields, again = self.cards, self.controls.fields, self.cards.again
         self.drop = drop
-        page.load(self.reload, [self.saved, again], [*self.restored, *self.view.parts, self.saved], **SOON)
+        visitor = self.app.visitor
+        page.load(self.reload, [self.saved, visitor, again], [*self.restored, *self.view.parts, visitor], **SOON)
         kept = [part.change for part in (*fields.values(), cards.rack, cards.dials, *self.flags)]
-        gr.on(kept, self.keep, [again, self.saved, *asked], self.saved, trigger_mode="always_last", **QUIET)
+        gr.on(kept, self.keep, [again, *asked], self.saved, trigger_mode="always_last", **QUIET)
         fields["base"].input(self.rebase, [fields["base"], self.base, cards.rack, again], self.restored, **SOON)
         drop.upload(self.dropped, [drop, again], [*self.restored, drop], **SOON)
         handed = [*self.restored, self.app.recipe]
@@ -50,18 +51,17 @@ class Memory:
         reuse = self.controls.reuse.click
         reuse(self.reuse, [self.view.shots, self.view.chosen], [fields["seed"], self.controls.lock], **QUIET)
 
-    def keep(self, again: int, saved: dict[str, Any], *asked: Any) -> dict[str, Any]:
+    def keep(self, again: int, *asked: Any) -> dict[str, Any]:
         """What the browser keeps for the next visit."""
         if not again:  # what it kept has yet to be put into the controls
             return gr.skip()
         count = len(self.controls.fields)
         _, rack, dials, *flags = asked[count:]
         values = dict(zip(self.controls.fields, asked[:count], strict=True))
-        return {**saved, "request": values, "rack": rack, "dials": dials, "flags": flags}
+        return {"request": values, "rack": rack, "dials": dials, "flags": flags}
 
-    def reload(self, saved: dict[str, Any], again: int) -> dict[Any, Any]:
+    def reload(self, saved: dict[str, Any], visitor: str, again: int) -> dict[Any, Any]:
         """Everything as the browser kept it; for a new visitor the newest adapter."""
-        visitor = saved.get("visitor") or secrets.token_urlsafe(16)
         self.app.library.scan(self.studio.base())
         newest = self.app.library.newest(self.studio.base())
         first = Request(
@@ -76,12 +76,9 @@ class Memory:
                 updates |= dict(zip(self.flags, saved["flags"], strict=True))
         except (ValueError, TypeError, KeyError, AttributeError):  # of another version, or of a base that is gone
             pass
-        shots = self.pictures.of(visitor)
-        return (
-            updates
-            | dict(zip(self.view.parts, self.view.show(shots), strict=True))
-            | {self.saved: {**saved, "visitor": visitor}}
-        )
+        shots = self.view.show(self.pictures.of(visitor))
+        updates |= dict(zip(self.view.parts, shots, strict=True))
+        return updates | {self.app.visitor: visitor or secrets.token_urlsafe(16)}
 
     def show(self, request: Request, rack: Sequence[str], dials: Dials, again: int) -> dict[Any, Any]:
         """Updates that put a request and its adapters into the controls."""

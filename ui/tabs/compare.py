@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gradio as gr
 
@@ -33,6 +34,8 @@ class Compare:
     def __init__(self, app: App) -> None:
         self.app, self.studio = app, app.studio
         self.session, self.result, self.chosen = gr.State(Session()), gr.State(None), gr.State([])
+        self.last: WeakValueDictionary[str, Result] = WeakValueDictionary()
+        """What each visitor saw last, as long as gradio keeps the state of a page that was left."""
         with gr.Row(elem_classes="studio"):
             with gr.Column(min_width=0, elem_classes="ask"):
                 self.plans = Plans(app)
@@ -67,7 +70,7 @@ class Compare:
         assert page is not None
         self.plans.wire()
         Refill(self.app, self.plans).wire(page)
-        given = [self.session, *self.plans.inputs]
+        given = [self.session, self.app.visitor, *self.plans.inputs]
         outputs = [self.table, self.status, self.result, self.save, self.slider, self.single, self.facts, self.chosen]
         outputs.append(self.take)
         pressed = self.go.click(
@@ -80,6 +83,7 @@ class Compare:
             **GPU,
         )
         stopped = [self.table, self.status, self.save]
+        page.load(self.reload, self.app.visitor, [*stopped, self.result], **SOON)
         self.halt.click(self.halted, [self.session, self.result], stopped, cancels=[pressed], **QUIET)
         shown = [self.slider, self.single, self.facts, self.chosen, self.take, self.app.recipe]
         self.table.click(self.choose, [self.result, self.chosen], shown, **SOON)
@@ -87,7 +91,7 @@ class Compare:
         self.endpoints()
 
     def make(
-        self, session: Session, *values: Any, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self, session: Session, visitor: str, *values: Any, progress: gr.Progress = gr.Progress()  # noqa: B008
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """The table after each picture; the sheet at the end."""
         check = session.request.take()
@@ -97,6 +101,8 @@ class Compare:
             end, result, often = "Done.", None, paced()
             try:
                 for result in self.draw(plan, subject, check, progress):
+                    if visitor:
+                        self.last[visitor] = result
                     if not often():
                         continue
                     count = f"{len(result.pictures)} of {len(result.cells)} pictures"
@@ -121,6 +127,11 @@ class Compare:
         if result is None:
             return gr.skip(), "Stopped.", gr.skip()
         return self.end(replace(result, pictures={**result.pictures}, scores={**result.scores}), "Stopped.")
+
+    def reload(self, visitor: str) -> tuple[Any, ...]:
+        """What was drawn last before the page was loaded anew."""
+        result = self.last.get(visitor)
+        return (gr.skip(),) * 4 if result is None else (*self.end(result, "Drawn before:"), result)
 
     def draw(self, plan: Plan, subject: list[Path], check: Any, progress: Any) -> Iterator[Result]:
         """The result as it grows: before the first picture, and after each."""

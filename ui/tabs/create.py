@@ -72,7 +72,7 @@ class Create:
     def wire(self) -> None:
         """What happens when."""
         cards, view, fields = self.cards, self.view, self.controls.fields
-        given = [self.session, self.memory.saved, *self.asked]
+        given = [self.session, self.app.visitor, *self.asked]
         pressed = gr.on(
             [self.go.click, fields["prompt"].submit], self.make, given, [*view.parts, fields["seed"], view.status],
             trigger_mode="once", show_progress_on=view.single, api_visibility="private", **GPU,
@@ -82,7 +82,7 @@ class Create:
             moved, self.preview, given, [view.slider, view.single, view.status], trigger_mode="always_last",
             show_progress="hidden", api_visibility="private", **GPU,
         )  # fmt: skip
-        stopped = [self.session, self.memory.saved, view.shots]
+        stopped = [self.session, self.app.visitor, view.shots]
         self.halt.click(self.halted, stopped, [*view.parts, view.status], cancels=[pressed, previewed], **QUIET)
         page = gr.context.Context.root_block
         assert page is not None
@@ -99,14 +99,14 @@ class Create:
     def make(
         self,
         session: Session,
-        saved: Mapping[str, Any],
+        visitor: str,
         *asked: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, ...]]:
         """The outputs after pictures, as often as a page bears it, and once more at the end."""
         session.preview.end()
         check, shots, count, end = session.request.take(), None, 0, "Done."
-        visitor, folder = str(saved.get("visitor")), self.view.single.GRADIO_CACHE
+        folder = self.view.single.GRADIO_CACHE
         with self.app.toasts():
             request, mix, image, flags = self.read(asked)
             if not flags["lock"]:
@@ -133,13 +133,13 @@ class Create:
                 end = "Stopped."
             yield outputs(end)
 
-    def halted(self, session: Session, saved: Mapping[str, Any], shots: list[Any]) -> tuple[Any, ...]:
+    def halted(self, session: Session, visitor: str, shots: list[Any]) -> tuple[Any, ...]:
         """Stop, and show what is new: a page that leaves the queue is told nothing more by what it waited for."""
         session.end()
-        now = self.memory.pictures.of(str(saved.get("visitor")))
+        now = self.memory.pictures.of(visitor)
         return *(self.view.show(now) if now != shots else [gr.skip()] * len(self.view.parts)), "Stopped."
 
-    def preview(self, session: Session, saved: Mapping[str, Any], *asked: Any) -> tuple[Any, ...]:
+    def preview(self, session: Session, visitor: str, *asked: Any) -> tuple[Any, ...]:
         """A rough picture of what is set."""
         check = session.preview.take()
         try:

@@ -157,7 +157,15 @@ class Domains(Subject):
         mixing = config.hybrid_values == "mixing"
         first = 0 if config.part else round(config.hybrid_start * config.max_train_steps)
         last = dataset.among([SOURCE]) if mixing else dataset
-        samples = Phases(dataset.among(config.folders), last, first * dataset.order.group) if first else last
+        samples = last
+        if first:
+            own, count = dataset.among(config.folders), first * dataset.order.group
+            if mixing and (left := set(config.folders) - own.drawn_from(count, config.seed)):
+                raise ValueError(
+                    f"the {first} steps that train parts, --hybrid_start {config.hybrid_start:g} of --max_train_steps "
+                    f"{config.max_train_steps}, draw no picture of {', '.join(sorted(left))}: give more of either"
+                )
+            samples = Phases(own, last, count)
         groups = rates(hybrids, config, first if mixing else None)
         return Trainer(accelerator, config, base, adapters, samples, objective=objective, groups=groups)
 

@@ -93,6 +93,10 @@ class CachedImages:
         part.order = self._ordered(part.entries, self.order.group)
         return part
 
+    def drawn_from(self, count: int, seed: int) -> set[str]:
+        """The domains of the first `count` samples of a run."""
+        return {self.examples[self.entries[self.order(number, seed)]].domain for number in range(count)}
+
     @property
     def fingerprint(self) -> str:
         """Tells data apart that would not give the same batches: pictures, cuts, masks, captions, class images."""

@@ -70,14 +70,23 @@ def test_bases_of_the_start_can_be_chosen_and_no_others_by_mistake(open_page: Ca
     width = page.get_by_label("number input for Width")
     base.fill("/nowhere/missing")
     base.press("Enter")
-    page.get_by_text("base missing: no such folder, and not a Hub id like 'owner/name'").first.wait_for()
+    missing = page.get_by_text("base missing: no such folder, and not a Hub id like 'owner/name'")
+    missing.first.wait_for()
     wait_for_value(page, base, "pocket".__eq__)
+    assert missing.count() == 1
+    page.locator(".toast-body").get_by_label("Close").click()  # else what comes next goes with it
     assert np.array_equal(generate(page), own)
 
+    set_number(page, "Width", 64)
+    page.on("response", lambda answer: answer.status >= 400 and refused.append(answer.text()))
+    refused: list[str] = []
     base.click()
     page.get_by_role("option", name="tiny").click()
+    away = page.get_by_text("put away, as made for another base: red")
+    away.first.wait_for()
     wait_for_value(page, width, "16".__eq__)
-    page.get_by_text("put away, as made for another base: red").first.wait_for()
+    page.wait_for_timeout(1000)  # for what would be told once more
+    assert (away.count(), page.locator(".toast-body.error").count(), refused) == (1, 0, [])
     other = generate(page)
     assert (own.size, recipe(own)["request"]["base"]) == ((48, 48), "pocket")
     assert (other.size, recipe(other)["request"]["base"], recipe(other)["adapters"]) == ((16, 16), "tiny", {})

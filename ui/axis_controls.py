@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ui import raw
 from ui.axes import CHOOSERS, KINDS, Axis
 from ui.common import SOON
 from ui.controls import START
@@ -30,11 +31,11 @@ class AxisControls:
         kinds += [] if title == "Columns" else [("Nothing: one row", "")]
         common: dict[str, Any] = {"interactive": True, "min_width": 140}
         with gr.Row():
-            self.kind = gr.Dropdown(kinds, value=kind, label=title, info="What changes.", **common)
-            self.of = gr.Dropdown(
+            self.kind = raw.Dropdown(kinds, value=kind, label=title, info="What changes.", **common)
+            self.of = raw.Dropdown(
                 [], label=f"{title}: of", info="Whose it is.", visible=kind in ("weight", "checkpoint"), **common
             )
-            self.names = gr.Dropdown(
+            self.names = raw.Dropdown(
                 [], multiselect=True, label=f"{title}: values", visible=kind in CHOOSERS,
                 info="Each is a picture, in this order. Empty: all.", **common,
             )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui import raw
 from ui.common import QUIET, SOON, App
 from ui.controls import START
 from ui.history import Session
@@ -34,7 +35,7 @@ class Cards:
     def __init__(self, app: App, session: gr.State, prompt: gr.Textbox, base: gr.Dropdown, shots: gr.State) -> None:
         self.app, self.session, self.prompt = app, session, prompt
         self.dials, self.again = gr.State({}), gr.State(0)
-        self.rack = gr.Dropdown(
+        self.rack = raw.Dropdown(
             [], multiselect=True, label="Adapters", interactive=True,
             info="Choose from the library; each gets a card. Type to search.",
         )  # fmt: skip
@@ -180,8 +181,8 @@ def _facts(entry: Entry) -> str:
 
 def _gain(label: str, value: float, info: str) -> gr.Slider:
     low, high = min(LOW, value), max(HIGH, value)
-    return gr.Slider(low, high, value, step=0.05, label=label, info=info, interactive=True)
+    return raw.Slider(low, high, value, step=0.05, label=label, info=info, interactive=True)
 
 
 def _part(label: str, value: float, info: str) -> gr.Slider:
-    return gr.Slider(0, 1, value, step=0.05, label=label, info=info, interactive=True)
+    return raw.Slider(0, 1, value, step=0.05, label=label, info=info, interactive=True)

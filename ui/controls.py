@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui import raw
 from ui.bases import Traits
 from ui.common import QUIET, App, hint
 from ui.request import LARGEST, Request
@@ -32,7 +33,7 @@ class Controls:
         """Seed, steps, guidance, how many, and what to keep out."""
         own, fields = of_base(self.app.studio.traits()), self.fields
         low, high = Request.bounds("seed")
-        seed = gr.Number(label="Seed", precision=0, minimum=low, maximum=high, **Request.control("seed"))
+        seed = raw.Number(label="Seed", precision=0, minimum=low, maximum=high, **Request.control("seed"))
         with gr.Row(elem_classes="tight"):
             roll = gr.Button("Random", size="sm", min_width=70)
             self.reuse = gr.Button("Reuse the picture's", size="sm", min_width=130)
@@ -52,11 +53,11 @@ class Controls:
         studio, fields = self.app.studio, self.fields
         own = of_base(studio.traits())
         words = "Choose one, or type a folder or Hub id and press Enter." if studio.open_to_bases else "Choose one."
-        fields["base"] = gr.Dropdown(
+        fields["base"] = raw.Dropdown(
             list(studio.bases), value=studio.first, label="Base", info=f"The model that draws. {words}",
             allow_custom_value=studio.open_to_bases,
         )  # fmt: skip
-        fields["sampler"] = gr.Dropdown(label="Sampler", **{**Request.control("sampler"), **own["sampler"]})
+        fields["sampler"] = raw.Dropdown(label="Sampler", **{**Request.control("sampler"), **own["sampler"]})
         with gr.Row():
             for name in ("width", "height"):
                 fields[name] = slider(name, name.capitalize(), **own[name])
@@ -114,4 +115,4 @@ def slider(name: str, label: str, step: float = 1, **changes: Any) -> gr.Slider:
     """The slider of a field of the request."""
     low, high = Request.bounds(name)
     given = {**Request.control(name), "minimum": low, "maximum": high, "step": step, "min_width": 200, **changes}
-    return gr.Slider(label=label, interactive=True, **given)
+    return raw.Slider(label=label, interactive=True, **given)

@@ -14,6 +14,7 @@ from diffusion_adapters import FAMILIES
 from diffusion_adapters.options import Options, Table
 from train.flags import BASE_FLAG
 from train.optimizers import OPTIMIZERS
+from ui import raw
 from ui.choices import FAMILY, TAUGHT, Choices, family_in, groups, presets
 from ui.common import QUIET, App
 
@@ -51,7 +52,7 @@ def control(kind: type[Options], name: str, value: Any = None, **changes: Any) -
     if of in (int, float) and not optional:  # a number without a value would be shown as 0
         bounds = field.metadata["bounds"]
         whole = {"precision": 0} if of is int else {}
-        return gr.Number(value, minimum=bounds.get("ge"), maximum=bounds.get("le"), **whole, **common)
+        return raw.Number(value, minimum=bounds.get("ge"), maximum=bounds.get("le"), **whole, **common)
     lines = {"lines": 2, "max_lines": 6} if of is tuple and kind.items(name) is str else {"lines": 1, "max_lines": 4}
     if of is tuple:
         common["info"] += " One in a line." if kind.items(name) is str else " Separated by commas."

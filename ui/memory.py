@@ -44,7 +44,8 @@ class Memory:
         page.load(self.reload, [self.saved, visitor, again], [*self.restored, *self.view.parts, visitor], **SOON)
         kept = [part.change for part in (*fields.values(), cards.rack, cards.dials, *self.flags)]
         gr.on(kept, self.keep, [again, *asked], self.saved, trigger_mode="always_last", **QUIET)
-        fields["base"].input(self.rebase, [fields["base"], self.base, cards.rack, again], self.restored, **SOON)
+        chosen = [fields["base"], self.base, cards.rack, again]  # its `input` tells a choice twice, `blur` once
+        fields["base"].blur(self.rebase, chosen, self.restored, **{**SOON, "concurrency_limit": 1})
         drop.upload(self.dropped, [drop, again], [*self.restored, drop], **SOON)
         handed = [*self.restored, self.app.recipe]
         self.app.recipe.change(self.handed, [self.app.recipe, again], handed, **SOON)
@@ -134,6 +135,8 @@ class Memory:
     def rebase(self, name: str, before: str, rack: Sequence[str], again: int) -> dict[Any, Any]:
         """Another base was chosen or typed. What is none is told, and the one before stays."""
         own = self.controls.fields["base"]
+        if name == before:
+            return {own: before}
         try:
             base = self.studio.add_base(name)
             updates = self.controls.fit(base.name)

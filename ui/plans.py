@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui import raw
 from ui.axis_controls import AxisControls
 from ui.common import QUIET, App, hint
 from ui.controls import START, slider
@@ -48,7 +49,7 @@ class Plans:
             ):
                 with gr.Row():
                     common: dict[str, Any] = {"interactive": True, "min_width": 140}
-                    self.parts[name] = gr.Dropdown([], label=title, info="One of the library.", **common)
+                    self.parts[name] = raw.Dropdown([], label=title, info="One of the library.", **common)
                     self.parts[values] = gr.Textbox(BLENDED, label=label, info="Numbers, or 0 to 1 in 5.", **common)
 
     def more(self) -> None:
@@ -56,16 +57,16 @@ class Plans:
         studio, parts = self.app.studio, self.parts
         traits = studio.traits()
         with gr.Group() as self._shared:
-            parts["adapters"] = gr.Dropdown(
+            parts["adapters"] = raw.Dropdown(
                 [], multiselect=True, label="Adapters in every picture", interactive=True,
                 info="Weights, seeds and prompts are then compared with these at work.",
             )  # fmt: skip
-            parts["weight"] = gr.Slider(
+            parts["weight"] = raw.Slider(
                 -1, 2, 1, step=0.05, label="Their weight", info="0 is the base, 1 is as trained.", interactive=True
             )
         self.look = gr.Button("Look for new adapter files", size="sm")
         with gr.Accordion("Settings", open=True):
-            parts["seed"] = gr.Number(
+            parts["seed"] = raw.Number(
                 label="Seed", precision=0, minimum=0, maximum=2**32 - 1, **Request.control("seed")
             )
             parts["steps"] = slider("steps", "Steps")
@@ -73,11 +74,11 @@ class Plans:
             parts["negative_prompt"] = gr.Textbox(
                 label="Negative prompt", visible=traits.negative, **Request.control("negative_prompt")
             )
-            parts["base"] = gr.Dropdown(
+            parts["base"] = raw.Dropdown(
                 list(studio.bases), value=studio.first, label="Base", info="The model that draws.", interactive=True
             )
         with gr.Accordion("Scores", open=False):
-            parts["subject"] = gr.Dropdown(
+            parts["subject"] = raw.Dropdown(
                 [NONE], value=NONE, label="Subject at hand", interactive=True,
                 info="Fidelity to its pictures, and to the prompt, stands under each cell.",
             )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui import train_endpoints
+from ui import raw, train_endpoints
 from ui.check import check
 from ui.choices import Choices
 from ui.common import QUIET, App
@@ -54,7 +54,7 @@ class Train:
         with gr.Row(elem_classes="studio train"):
             with gr.Column(min_width=0, elem_classes="ask"):
                 with gr.Row():
-                    self.run = gr.Dropdown(
+                    self.run = raw.Dropdown(
                         self.listed(), value="", label="Run", info="A new one, or one to look at.", interactive=True,
                         min_width=140,
                     )  # fmt: skip
@@ -74,7 +74,7 @@ class Train:
                 )
                 self.view = Progress(self.app, self.runs)
                 with gr.Row(elem_classes="tight", visible=False) as self.more:
-                    self.steps = gr.Number(
+                    self.steps = raw.Number(
                         value=1, label="Up to step", precision=0, minimum=1, min_width=110, interactive=True,
                         info="Of a run that goes on.",
                     )  # fmt: skip

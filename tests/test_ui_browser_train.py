@@ -139,18 +139,21 @@ def test_pictures_captions_and_masks_are_edited_in_place(page: Any, runs_folder:
 def test_a_check_says_what_is_refused_and_why(page: Any, runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check, report = page.get_by_role("button", name="Check", exact=True), page.locator(".report textarea")
     fill(page, "Name", "checked")
+    said = "words => document.querySelector('.report textarea')?.value.endsWith(words)"
     check.click()
-    page.locator(".toast-body").filter(has_text="there are no pictures yet").wait_for()
+    page.wait_for_function(said, arg="Refused: there are no pictures yet: drop some of the subject")
     drop(page, *SUBJECT[:2])
     page.get_by_text("has 2 pictures and was not started yet").wait_for()
+    page.get_by_role("button", name="Delete the run").wait_for()
+    assert not page.get_by_role("button", name="Resume").is_visible()
     (runs_folder / "checked" / "data" / "notes.doc").write_text("no picture")
     monkeypatch.setattr(Runs, "busy", True)
     check.click()
-    page.wait_for_function("words => document.querySelector('.report textarea')?.value.endsWith(words)", arg=BUSY)
+    page.wait_for_function(said, arg=BUSY)
     assert "2 pictures at 48 x 48 pixels" in report.input_value()
     assert "not used notes.doc: not an image that Pillow can read" in report.input_value()
     for fold, switch, words in (
-        ("Data", "Masked loss", "has a mask"), ("Quality pilot", "Pilot", "--pilot scores pictures"),
+        ("Data", "Masked loss", "has a mask"), ("Quality pilot", "Pilot", "Refused: Pilot scores pictures"),
     ):  # fmt: skip
         unfold(page, fold)
         if switch == "Pilot":
@@ -158,8 +161,15 @@ def test_a_check_says_what_is_refused_and_why(page: Any, runs_folder: Path, monk
             fill(page, "Num validation images", "0")
         page.get_by_label(switch, exact=True).check()
         check.click()
-        page.locator(".toast-body").filter(has_text=words).wait_for()
+        page.wait_for_function(said.replace("endsWith", "includes"), arg=words)
         page.get_by_label(switch, exact=True).uncheck()
+    fill(page, "Resolution", "47")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator(".toast-body").filter(has_text="Resolution 47 must be a multiple of").wait_for()
+    fill(page, "Resolution", "0")
+    check.click()
+    page.wait_for_function(said, arg="Refused: Resolution must be at least 8, got 0")
+    assert page.locator("[data-testid=status-tracker] .error:visible").count() == 0
     assert not (runs_folder / "checked" / "run.toml").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from tests.trainings import FAST, SUBJECT, Bases, end
 from train.data import DataOptions, read_folder
 from train.dreambooth import DreamBoothOptions
 from train.flags import BASE_FLAG
-from ui.check import BUSY, Found, check, look
+from ui.check import BUSY, check, report
 from ui.choices import ELSEWHERE, FAMILY, TAUGHT, Choices, groups, parsed
+from ui.look import Found, look
 from ui.runs import Runs
 
 
@@ -37,8 +39,12 @@ def test_a_trial_and_an_error_in_plain_words(runs: Runs, choices: Choices, tmp_p
     run = runs.create("cat")
     run.pictures.add(SUBJECT[:2])
     values = {**choices.start("pocket", "lora"), **FAST, "max_train_steps": 3000, "learning_rate": 1e30}
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step 2, learning rate"):
-        list(check(choices, runs, run, {**values, "lr_scheduler": "constant", "lr_warmup_steps": 0}))
+    found = check(choices, runs, run, {**values, "lr_scheduler": "constant", "lr_warmup_steps": 0})
+    told = list(report(found, str))
+    assert any("\nTrying 3 steps: " in text for text in told)
+    assert re.fullmatch(r"Refused: the loss is (nan|inf) at step 2, learning rate.*", told[-1].splitlines()[-1])
+    assert told[-1].startswith(f"{told[0]}\n")
+    assert "Trying" not in told[-1]
     assert runs.find("cat").outcome().state == "draft"
     assert not run.settings.exists()
 
@@ -64,6 +70,19 @@ def test_what_is_checked_without_a_model(runs: Runs, choices: Choices, tmp_path:
         said(masked_loss=True)
     with pytest.raises(ValueError, match="--class_prompt"):
         said(with_prior_preservation=True)
+
+
+def test_what_a_look_refuses_is_not_started(runs: Runs, choices: Choices) -> None:
+    run = runs.create("cat")
+    run.pictures.add(SUBJECT[:2])
+    values = {**choices.start("pocket", "lora"), **FAST, "resolution": 47}
+    with pytest.raises(ValueError, match="--resolution 47 must be a multiple of"):
+        runs.start("cat", choices.toml(values, run.pictures.path, run.folder))
+    assert (run.outcome().state, run.settings.exists(), run.log.exists()) == ("draft", False, False)
+    run.settings.write_text("")
+    for steps in (-1, 3.5):
+        with pytest.raises(ValueError, match=f"steps must be a whole number from 1 on, got {steps}"):
+            runs.resume("cat", steps)  # type: ignore[arg-type]
 
 
 def test_settings_are_the_trainers_own_and_no_others(choices: Choices, tmp_path: Path) -> None:

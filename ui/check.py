@@ -9,18 +9,15 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_adapters import FAMILIES
-from train import preflight, records
-from train.bases import inspect_base
-from train.data import check_data, read_folder
-from train.dreambooth import resolve
-from train.settings import settle
-from ui.choices import Choices, parsed
+from train import records
+from ui.choices import Choices
+from ui.entry import ERRORS
+from ui.look import Found, look
 from ui.outcome import cause, last_log
 from ui.process import Process
 from ui.runs import Run, Runs
@@ -30,19 +27,6 @@ LEFT_OUT = ("num_train_epochs", "validation_steps", "validation_epochs", "pilot"
 """Options that a trial of a few steps has no use for."""
 TRIAL = {"max_train_steps": STEPS, "num_validation_images": 0, "checkpointing_steps": 0}
 BUSY = "Memory and time: told once no other run trains."
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is known so far: `lines` for people, the number of steps, and seconds of one once some were tried."""
-
-    lines: tuple[str, ...]
-    steps: int
-    seconds_per_step: float | None = None
-
-    def more(self, *lines: str) -> Found:
-        """With further lines."""
-        return replace(self, lines=(*self.lines, *lines))
 
 
 def check(choices: Choices, runs: Runs, run: Run, values: Mapping[str, Any]) -> Iterator[Found]:
@@ -63,17 +47,15 @@ def check(choices: Choices, runs: Runs, run: Run, values: Mapping[str, Any]) -> 
             yield from _measure(path, folder, found)
 
 
-def look(path: Path) -> Found:
-    """What can be said without a model of the run of a configuration file."""
-    config, _ = parsed(path)
-    check_data(config)
-    preflight.contradictions(config)
-    info = inspect_base(config)
-    config = resolve(config, info)
-    folder = read_folder(config, config.resolution, config.seed, info.multiple)
-    config = settle(config, FAMILIES[config.adapter], len(folder), 1)
-    said = f"{config.max_train_steps} steps of {config.adapter} at learning rate {config.learning_rate:.3g}"
-    return Found((*folder.report(), said), config.max_train_steps)
+def report(found: Iterable[Found], say: Callable[[BaseException], str]) -> Iterator[str]:
+    """What is known so far as a text for people; what refuses the run stands at its end, as `say` puts it."""
+    known: tuple[str, ...] = ()
+    try:
+        for now in found:
+            known = tuple(say(ValueError(line)) for line in now.lines)
+            yield "\n".join([*known, *([now.now] if now.now else [])])
+    except ERRORS as error:
+        yield "\n".join([*known, f"Refused: {say(error)}"])
 
 
 def _measure(path: Path, folder: Path, found: Found) -> Iterator[Found]:
@@ -82,7 +64,8 @@ def _measure(path: Path, folder: Path, found: Found) -> Iterator[Found]:
     process = Process.launch(["--config", str(path)], log)
     try:
         while process.alive:
-            yield found.more(*_memory(log), f"Trying {STEPS} steps: {time.time() - started:.0f} s")
+            trying = f"Trying {STEPS} steps: {time.time() - started:.0f} s"
+            yield replace(found.more(*_memory(log)), now=trying)
             time.sleep(0.5)
     finally:
         process.kill()

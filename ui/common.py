@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
 
 from ui.library import ERRORS, Library
 from ui.studio import Studio
+from ui.words import worded
 
 GPU: dict[str, Any] = {"concurrency_id": "gpu", "concurrency_limit": 1}
 """Of events that make pictures or load models: one worker does them, others queue."""
@@ -51,12 +53,12 @@ class App:
         return gr.Tabs(selected=tab)
 
     @contextmanager
-    def toasts(self) -> Iterator[None]:
-        """Show what the library refuses as a message on the page."""
+    def toasts(self, labels: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+        """Show what the library refuses as a message on the page. `labels`: of the controls of what is checked."""
         try:
             yield
         except ERRORS as error:
-            raise gr.Error(self.plain(error), print_exception=False) from None
+            raise gr.Error(worded(self.plain(error), labels), print_exception=False) from None
 
     def warn(self, words: str) -> None:
         """A message on the page, without folders of this computer."""

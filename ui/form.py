@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,13 @@ UNSET = ""
 def label(name: str) -> str:
     """Of an option: `lr_warmup_steps` is `Lr warmup steps`."""
     return FRONT.get(name) or name.replace("_", " ").capitalize()
+
+
+@functools.cache
+def labels() -> dict[str, str]:
+    """Of every control of the form, by the name of its option."""
+    names = [name for _, own in groups().values() for name in own]
+    return {name: label(name) for name in [*names, *(n for family in TAUGHT for n in FAMILIES[family].Config.kinds())]}
 
 
 def control(kind: type[Options], name: str, value: Any = None, **changes: Any) -> Any:

@@ -74,6 +74,11 @@ class Library:
             raise ValueError("this app was opened without a folder of its own to keep adapters in; give --library")
         return self.own
 
+    @property
+    def trainings(self) -> Path:
+        """The folder of the runs: its own, else the first of those that it searches."""
+        return self.own.folder if self.own else next((place for place in self.places if place.is_dir()), Path("runs"))
+
     def runs(self, base: Base) -> dict[str, dict[str, Entry]]:
         """The usable checkpoints of each training run by step, in ascending order, and what it ended with."""
         usable = list(self.usable(base).values())

@@ -14,10 +14,12 @@ from PIL import Image
 from train import records
 from train.pilot import AXES
 from ui.common import App
+from ui.form import labels
 from ui.outcome import LAUNCHER, last_log
 from ui.recipe import Recipe
 from ui.request import Dial, Request
 from ui.runs import Run, Runs
+from ui.words import worded
 
 POINTS = 300
 """Steps that a plot shows; of more, means of neighbours."""
@@ -92,7 +94,7 @@ class Progress:
             words.append(f"step {now.step} of {now.total}")
         words += [f"loss {now.loss:.4f}"] if now.loss is not None else []
         words += [now.left] if now.left else []
-        said = f"\n\n{self.app.plain(ValueError(now.said))}" if now.said else ""
+        said = f"\n\n{worded(self.app.plain(ValueError(now.said)), labels())}" if now.said else ""
         return " · ".join(words) + said
 
     def log_text(self, run: Run) -> str:

@@ -51,7 +51,12 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether it has anything to go on from, or to show."""
-        return self.result.exists() or bool(checkpoint.steps(self.folder))
+        return self.result.exists() or self.resumable
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it has anything to go on from."""
+        return bool(checkpoint.steps(self.folder))
 
     def outcome(self) -> Outcome:
         """How far it is, and how it ended."""

@@ -6,6 +6,7 @@ Nothing about them is kept in the app. Two pages, or the app after a restart, re
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from filelock import FileLock
 
 from train import output
 from ui.choices import parsed
+from ui.look import look
 from ui.outcome import ACTIVE
 from ui.pictures import clean_stem
 from ui.process import Process
-from ui.run import MAX_RUNS, STATE, Run
+from ui.run import MAX_RUNS, SETTINGS, STATE, Run
 
 __all__ = ["Run", "Runs"]
 
@@ -88,7 +90,7 @@ class Runs:
             shutil.rmtree(run.folder, ignore_errors=True)
 
     def start(self, name: str, settings: str) -> Run:
-        """Train, or queue, a run with the text of its configuration file. Raises ValueError."""
+        """Train, or queue, a run with the text of its configuration file. Raises what a look at it refuses."""
         run = self.find(name)
         if run.outcome().state in (*ACTIVE, "queued"):
             raise ValueError(f"{name} has been started already")
@@ -96,6 +98,10 @@ class Runs:
             raise ValueError(f"{name} has no pictures; add some of the subject")
         if run.trained:
             raise ValueError(f"{name} has been trained; resume it, or begin a run under another name")
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / SETTINGS
+            path.write_text(settings, "utf-8")
+            look(path)
         output.write(run.settings, lambda part: part.write_text(settings, "utf-8"))
         return self._queue(run, parsed(run.settings)[0].max_train_steps, resume=False)
 
@@ -107,7 +113,9 @@ class Runs:
             raise ValueError(f"{name} is {now.state}")
         if not run.settings.is_file():
             raise ValueError(f"{name} has never been started")
-        total = steps or now.total
+        if steps is not None and (steps < 1 or steps != int(steps)):
+            raise ValueError(f"steps must be a whole number from 1 on, got {steps:g}")
+        total = int(steps or now.total)
         if now.step >= total:
             raise ValueError(f"{name} is at step {now.step} of {total}; say up to which step it shall go on")
         return self._queue(run, total, resume=True)

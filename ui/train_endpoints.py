@@ -64,7 +64,7 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
             refused = taken(run, files)
             try:
                 runs.start(run.name, choices.toml(values, run.pictures.path, run.folder))
-            except ValueError:
+            except ERRORS:
                 runs.remove(run.name)
                 raise
             return {**told(run), "refused": refused}

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ui import raw, train_endpoints
-from ui.check import check
+from ui.again import STEPS, Again
+from ui.check import check, report
 from ui.choices import Choices
 from ui.common import QUIET, App
 from ui.dataset import After, Dataset
-from ui.form import Form
+from ui.form import Form, labels
+from ui.look import Found
 from ui.outcome import ACTIVE, Outcome
 from ui.progress import Progress, tried
 from ui.runs import Run, Runs
+from ui.words import worded
 
 NEW = ("(new)", "")
 EVERY = 2.0
 """Seconds between two looks at a run."""
-
-
-def home(app: App) -> Path:
-    """The folder of the runs: the library's own, else the first of those that it searches."""
-    if app.library.own is not None:
-        return app.library.own.folder
-    return next((place for place in app.library.places if place.is_dir()), Path("runs"))
 
 
 def build(app: App) -> None:
@@ -44,7 +39,7 @@ class Train:
 
     def __init__(self, app: App) -> None:
         self.app, self.choices = app, Choices(app.studio)
-        self.runs = Runs(home(app), app.studio.give_back)
+        self.runs = Runs(app.library.trainings, app.studio.give_back)
         app.studio.training = lambda: self.runs.busy
         if self.runs.busy:  # since before the app was opened
             app.studio.give_back()
@@ -73,14 +68,7 @@ class Train:
                     label="Check", lines=4, max_lines=20, interactive=False, visible=False, elem_classes="report"
                 )
                 self.view = Progress(self.app, self.runs)
-                with gr.Row(elem_classes="tight", visible=False) as self.more:
-                    self.steps = raw.Number(
-                        value=1, label="Up to step", precision=0, minimum=1, min_width=110, interactive=True,
-                        info="Of a run that goes on.",
-                    )  # fmt: skip
-                    self.resume = gr.Button("Resume", min_width=90)
-                    self.drop = gr.Button("Delete the run", variant="stop", min_width=110)
-                    self.sure = gr.Button("Really delete", variant="stop", min_width=110, visible=False)
+                self.again = Again()
             with gr.Column(min_width=0, elem_classes="mix"):
                 self.form = Form(self.app, self.choices)
                 self.preset = self.form.preset()
@@ -92,7 +80,8 @@ class Train:
         page = gr.context.Context.root_block
         assert page is not None
         form, data, view, private = self.form, self.data, self.view, {"api_visibility": "private"}
-        state = [self.run, *view.parts, self.halt, self.go, self.use, self.more, self.sure, self.steps, self.timer]
+        again = self.again
+        state = [self.run, *view.parts, self.halt, self.go, self.use, *again.parts, self.timer]
         whole = [*state, self.name, *data.parts, *form.inputs, *form.columns.values(), self.report]
         form.wire(self.preset)
         data.wire(After(self.opened, [*state, self.name]), form.parts["", "masked_loss"])
@@ -108,11 +97,8 @@ class Train:
         self.check.click(self.checked, [self.run, *form.inputs], self.report, show_progress_on=self.report, **limits)
         self.go.click(self.start, [self.run, *form.inputs], state, **limits)
         self.halt.click(self.halted, self.run, state, **limits)
-        self.resume.click(self.go_on, [self.run, self.steps], state, **limits)
-        self.drop.click(
-            lambda: (gr.update(visible=False), gr.update(visible=True)), None, [self.drop, self.sure], **QUIET
-        )
-        self.sure.click(self.deleted, self.run, [*whole, self.drop], **limits)
+        again.resume.click(self.go_on, [self.run, again.steps], state, **limits)
+        again.sure.click(self.deleted, self.run, [*whole, again.drop], **limits)
         self.use.click(self.try_it, self.run, [self.app.recipe, self.app.tabs], **private)
 
     def listed(self) -> list[tuple[str, str]]:
@@ -131,9 +117,8 @@ class Train:
             self.halt: gr.update(value=words, interactive=moving),
             self.go: gr.update(interactive=not (run and (moving or run.trained))),
             self.use: gr.update(visible=ready, variant="primary"),
-            self.more: gr.update(visible=bool(run) and not moving),
+            **self.again.show(run, moving, now.total if run and seen.get("run") != run.name else 0),
             self.timer: gr.Timer(active=moving),
-            **({self.steps: now.total} if run and now.total and seen.get("run") != run.name else {}),
         }
 
     def found(self, name: str) -> Run | None:
@@ -143,10 +128,17 @@ class Train:
         except ValueError:
             return None
 
+    def given(self, name: str) -> Run:
+        """The run to be trained. Raises ValueError."""
+        if not name:
+            raise ValueError("there are no pictures yet: drop some of the subject")
+        return self.runs.find(name)
+
     def opened(self, name: str) -> dict[Any, Any]:
         """Updates when the run that is shown has changed."""
         run = self.found(name)
-        return {**self.state(run, {}), self.name: gr.update(visible=run is None), self.sure: gr.update(visible=False)}
+        updates = {self.name: gr.update(visible=run is None), self.again.sure: gr.update(visible=False)}
+        return {**self.state(run, {}), **updates}
 
     def open(self, name: str) -> dict[Any, Any]:
         """Updates that show a run with its pictures and its settings."""
@@ -180,20 +172,20 @@ class Train:
 
     def checked(self, name: str, *values: Any) -> Iterator[Any]:
         """The lines of the check."""
-        with self.app.toasts():
-            if not name:
-                raise ValueError("there are no pictures yet: drop some of the subject")
-            for found in check(self.choices, self.runs, self.runs.find(name), self.form.read(values)):
-                text = self.app.library.plain(ValueError("\n".join(found.lines)))
-                yield gr.update(value=text, visible=True)
+
+        def found() -> Iterator[Found]:
+            yield from check(self.choices, self.runs, self.given(name), self.form.read(values))
+
+        def say(error: BaseException) -> str:
+            return worded(self.app.library.plain(error), labels())
+
+        for text in report(found(), say):
+            yield gr.update(value=text, visible=True)
 
     def start(self, name: str, *values: Any) -> dict[Any, Any]:
         """Train, or take a place in the queue."""
-        with self.app.toasts():
-            if not name:
-                raise ValueError("there are no pictures yet: drop some of the subject")
-            run = self.runs.find(name)
-            given = self.form.read(values)
+        with self.app.toasts(labels()):
+            run, given = self.given(name), self.form.read(values)
             run = self.runs.start(name, self.choices.toml(given, run.pictures.path, run.folder))
         return self.state(run, {})
 
@@ -205,14 +197,14 @@ class Train:
 
     def go_on(self, name: str, steps: int | None) -> dict[Any, Any]:
         """Resume."""
-        with self.app.toasts():
+        with self.app.toasts({"steps": STEPS}):
             return self.state(self.runs.resume(name, steps), {})
 
     def deleted(self, name: str) -> dict[Any, Any]:
         """Delete the run that is shown."""
         with self.app.toasts():
             self.runs.remove(name)
-        return {**self.open(""), self.drop: gr.update(visible=True)}
+        return {**self.open(""), self.again.drop: gr.update(visible=True)}
 
     def try_it(self, name: str) -> tuple[Any, Any]:
         """Its adapter, with its prompt, in the Create tab."""

@@ -105,9 +105,9 @@ def test_pictures_captions_and_masks_are_edited_in_place(page: Any, runs_folder:
         assert mask.size == picture.size
         assert mask.getextrema() == (0, 255)
     first = (folder / "01.mask.png").read_bytes()
-    page.reload()
-    page.get_by_role("tab", name="Train", exact=True).click()
+    page.reload()  # which opens the tab that was open
     page.get_by_text("has 2 pictures and was not started yet").wait_for()
+    assert page.title() == "Blend Studio · diffusion-adapters"
     page.get_by_text("a [trigger] on grass").first.wait_for()
     drawn: list[Any] = []  # the picture, and what is painted on it
     page.on("response", lambda answer: drawn.append(answer) if answer.url.endswith("image.png") else None)

@@ -9,7 +9,7 @@ import gradio as gr
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 
-from ui.common import App
+from ui.common import QUIET, App
 from ui.studio import Studio
 from ui.tabs import TABS
 
@@ -22,6 +22,11 @@ POLICY = (
     "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 """The browser talks to this server alone."""
+
+
+NAME = "Blend Studio · diffusion-adapters"
+OPEN = "title => title ? {__type__: 'update', selected: title} : {__type__: 'update'}"
+"""Opens the tab that was open before the page was loaded anew; in the browser, as a visitor clicks before an answer."""
 
 
 class Guard:
@@ -44,15 +49,22 @@ class Guard:
 
 def build(studio: Studio) -> gr.Blocks:
     """The page, ready for `open_page`."""
-    with gr.Blocks(title="diffusion-adapters", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         page.queue(max_size=100, default_concurrency_limit=1)  # at once: it reads all that the page has by then
-        gr.Markdown("## diffusion-adapters")
+        gr.Markdown(f"## {NAME}")
         app = App(studio, studio.library)
         with gr.Tabs() as app.tabs:
             for title, tab in TABS.items():
                 with gr.Tab(title, id=title):
                     tab(app)
+        app.tabs.select(title_of, None, app.opened, **QUIET)
+        page.load(None, app.opened, app.tabs, js=OPEN, **QUIET)
     return page
+
+
+def title_of(event: gr.SelectData) -> str:
+    """Of the tab that was opened."""
+    return str(event.value)
 
 
 def open_page(page: gr.Blocks, **settings: Any) -> Any:

@@ -42,6 +42,9 @@ class App:
     visitor: gr.BrowserState = field(default_factory=lambda: kept("diffusion-adapters visitor", ""))
     """A name that nobody guesses, under which pictures are found again; drawn when the page is first loaded."""
 
+    opened: gr.BrowserState = field(default_factory=lambda: kept("diffusion-adapters tab", ""))
+    """The title of the tab that is open."""
+
     training: gr.BrowserState = field(default_factory=lambda: kept("diffusion-adapters train"))
     """What the browser keeps of the Train tab; here, as what lies in a tab is not there when the page is loaded."""
 

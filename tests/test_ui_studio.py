@@ -24,12 +24,13 @@ from tests.hosts import stir
 from tests.tiny import save_pipeline
 from ui.bases import Base
 from ui.common import App
+from ui.controls import sound
 from ui.history import Session
 from ui.library import Library
 from ui.recipe import KEY, Recipe
 from ui.request import Dial, Request, encode_image
 from ui.studio import Studio
-from ui.tabs.create import Create
+from ui.tabs.create import Create, tell
 
 ASK: dict[str, Any] = {"prompt": "a photo of a sks creature", "seed": 5, "steps": 3, "guidance_scale": 2.0}
 
@@ -151,24 +152,57 @@ def test_a_hybrid_has_a_dial_for_each_domain(studio: Studio, tmp_path: Path) -> 
         draw(hybrid, {"duo": {"domains": {"third": 0.0}}})
 
 
-def test_a_preview_is_drawn_once_and_not_after_its_picture(studio: Studio) -> None:
+@pytest.fixture(scope="module")
+def create(studio: Studio) -> Create:
     with gr.Blocks():
-        create = Create(App(studio, studio.library))
-    session, names = Session(), list(create.controls.fields)
+        return Create(App(studio, studio.library))
 
-    def asked(**changes: Any) -> list[Any]:
-        values = dict(zip(names, (part.value for part in create.asked), strict=False)) | {"steps": 2} | changes
-        return [*values.values(), Image.new("RGB", (48, 48)), *(part.value for part in create.asked[len(names) + 1 :])]
+
+def asked(create: Create, **changes: Any) -> list[Any]:
+    """What stands in the controls."""
+    names = list(create.controls.fields)
+    values = dict(zip(names, (part.value for part in create.asked), strict=False)) | {"steps": 2} | changes
+    return [*values.values(), Image.new("RGB", (48, 48)), *(part.value for part in create.asked[len(names) + 1 :])]
+
+
+def test_what_stands_in_the_controls_is_checked_by_their_names(create: Create) -> None:
+    for name, value, words in (
+        ("seed", -1, "Seed must be at least 0, got -1"),
+        ("steps", 3.7, "Steps must be a whole number, got 3.7"),
+        ("num_images", 9, "Pictures must be at most 8, got 9"),
+    ):
+        given = asked(create, **{name: value})
+        part = create.controls.fields[name]
+        assert part.preprocess(value) == value
+        assert part.get_block_name() in ("number", "slider")
+        assert create.preview(Session(), "", *given)[-1] == words
+        with pytest.raises(gr.Error, match=words):
+            next(create.make(Session(), "", *given))
+    request, *_ = create.read(asked(create, seed=None, guidance_scale=3))
+    assert (request.seed, request.guidance_scale) == (0, 3)
+    assert sound({"prompt": "a ball", "seed": -1, "steps": None, "width": 64, "gone": 1}) == Request(
+        prompt="a ball", width=64
+    )
+
+
+def test_the_mix_that_was_used_is_told_with_its_tags(create: Create) -> None:
+    *_, (*_, said) = create.make(Session(), "", *asked(create, prompt="a ball <lora:red:0.8> <lora:green:0.5>"))
+    assert "1 of 1 · `red` × 0.8, `green` × 0.5 · seed 0" in said
+    assert "`red` × 0.4 ·" in tell(Request(prompt="a ball <lora:red:0.5>"), {"red": Dial(weight=0.8)}, 1)
+
+
+def test_a_preview_is_drawn_once_and_not_after_its_picture(create: Create) -> None:
+    session = Session()
 
     def previewed(**changes: Any) -> bool:
-        *_, said = create.preview(session, "", *asked(**changes))
+        *_, said = create.preview(session, "", *asked(create, **changes))
         assert said == gr.skip() or said.startswith("Preview of 2 steps")
         return said != gr.skip()
 
     assert previewed()
     assert not previewed()
     assert previewed(guidance_scale=4.0)
-    *_, (*_, said) = create.make(session, "", *asked())
+    *_, (*_, said) = create.make(session, "", *asked(create))
     assert said.startswith("Done. 1 of 1")
     assert not previewed(seed=7)  # of a slider moved before, come late; the picture has a seed of its own
     assert previewed(guidance_scale=4.0)

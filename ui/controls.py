@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -75,9 +76,14 @@ class Controls:
         """All components, in the order of `read`."""
         return list(self.fields.values())
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of each control, by its name."""
+        return {name: part.label for name, part in self.fields.items()}
+
     def read(self, values: Sequence[Any]) -> Request:
         """The request that the values of `inputs` make. Raises ValueError, TypeError."""
-        return Request.from_page(dict(zip(self.fields, values, strict=True)))
+        return request_of(dict(zip(self.fields, values, strict=True)))
 
     def show(self, request: Request) -> dict[Any, Any]:
         """Updates that put a request into the controls, fitted to its base, which is loaded if it is another."""
@@ -94,6 +100,22 @@ class Controls:
         """Updates that fit the controls to a base. It is loaded if it is another."""
         own = of_base(self.app.studio.traits(base))
         return {self.fields[name]: gr.update(**parts) for name, parts in own.items()}
+
+
+def request_of(values: Mapping[str, Any]) -> Request:
+    """The request of what stands in controls; an empty one means the default. Raises ValueError, TypeError."""
+    return Request.from_page({name: value for name, value in values.items() if value is not None})
+
+
+def sound(values: Mapping[str, Any]) -> Request:
+    """The request of what was kept: without what it refuses, which was half typed or is of another version."""
+    found = Request()
+    for name, value in values.items():
+        try:
+            found = replace(found, **{name: getattr(request_of({name: value}), name)})
+        except (ValueError, TypeError):
+            continue
+    return found
 
 
 def of_base(traits: Traits) -> dict[str, dict[str, Any]]:

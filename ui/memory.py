@@ -11,7 +11,7 @@ import gradio as gr
 
 from ui.cards import Cards, Dials
 from ui.common import QUIET, SOON, App, kept
-from ui.controls import START, Controls
+from ui.controls import START, Controls, sound
 from ui.grid import Plan, read_either
 from ui.history import History
 from ui.library import ERRORS
@@ -72,8 +72,7 @@ class Memory:
         updates = self.show(first, rack, dials, again)
         try:
             if saved.get("request"):
-                request = Request.from_page({k: v for k, v in saved["request"].items() if v is not None})
-                updates = self.show(request, saved["rack"], saved["dials"], again)
+                updates = self.show(sound(saved["request"]), saved["rack"], saved["dials"], again)
                 updates |= dict(zip(self.flags, saved["flags"], strict=True))
         except (ValueError, TypeError, KeyError, AttributeError):  # of another version, or of a base that is gone
             pass

@@ -11,7 +11,7 @@ import gradio as gr
 from ui import raw
 from ui.axis_controls import AxisControls
 from ui.common import QUIET, App, hint
-from ui.controls import START, slider
+from ui.controls import START, request_of, slider
 from ui.grid import Plan
 from ui.request import Request
 from ui.scores import pictures_of
@@ -106,6 +106,11 @@ class Plans:
         """All components, in the order of `read`."""
         return [*self.parts.values(), self.files]
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of the controls of what all pictures share, by name."""
+        return {name: self.parts[name].label for name in FIELDS}
+
     def choices(self, base: str) -> list[str]:
         """Adapters that fit a base."""
         return list(self.app.library.usable(self.app.studio.base(base)))
@@ -114,7 +119,7 @@ class Plans:
         """The plan, and the pictures of the subject, from the values of `inputs`. Raises ValueError, TypeError."""
         *own, files = values
         given = dict(zip(self.parts, own, strict=True))
-        request = Request.from_page({name: given[name] for name in (*FIELDS, "base")})
+        request = request_of({name: given[name] for name in (*FIELDS, "base")})
         pictures = [Path(file) for file in files or ()]
         if not pictures and given["subject"] != NONE:
             pictures = pictures_of(given["subject"], self.app.library)

@@ -95,7 +95,7 @@ class Compare:
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """The table after each picture; the sheet at the end."""
         check = session.request.take()
-        with self.app.toasts():
+        with self.app.toasts(self.plans.labels):
             plan, subject = self.plans.read(values)
             clear = [gr.update(value=None, visible=False)] * 2 + [HINT, [], gr.update(interactive=False)]
             end, result, often = "Done.", None, paced()

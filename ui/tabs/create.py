@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from diffusion_adapters import parse_prompt
 from ui import endpoints
 from ui.cards import Cards, mix_of
 from ui.common import GPU, QUIET, App, hint, paced
@@ -18,6 +19,7 @@ from ui.memory import Memory
 from ui.request import Dial, Request
 from ui.studio import StoppedError
 from ui.view import View
+from ui.words import worded
 
 PREVIEW_STEPS = 6
 
@@ -107,7 +109,7 @@ class Create:
         session.preview.end()
         check, shots, count, end = session.request.take(), None, 0, "Done."
         folder = self.view.single.GRADIO_CACHE
-        with self.app.toasts():
+        with self.app.toasts(self.controls.labels):
             request, mix, image, flags = self.read(asked)
             if not flags["lock"]:
                 request = replace(request, seed=random.randrange(2**32))
@@ -156,7 +158,7 @@ class Create:
         except StoppedError:
             return (gr.skip(),) * 3
         except Exception as error:  # a preview is not asked for, and no reason to interrupt
-            return gr.skip(), gr.skip(), self.app.plain(error)
+            return gr.skip(), gr.skip(), worded(self.app.plain(error), self.controls.labels)
 
 
 def rough(request: Request) -> Request:
@@ -165,8 +167,11 @@ def rough(request: Request) -> Request:
 
 
 def tell(request: Request, mix: Mapping[str, Dial], count: int) -> str:
-    """One line about what was made."""
-    used = ", ".join(f"`{name}` × {dial.weight:g}" for name, dial in mix.items()) or "the base alone"
+    """One line about what was made, by cards and by tags, whose weights multiply those of the cards."""
+    _, tags = parse_prompt(request.prompt, None)
+    names = {**mix, **tags}
+    weights = {name: mix.get(name, Dial()).weight * tags.get(name, 1.0) for name in names}
+    used = ", ".join(f"`{name}` × {weight:g}" for name, weight in weights.items()) or "the base alone"
     return f"{count} of {request.num_images} · {used} · seed {request.seed} · {request.steps} steps"
 
 

@@ -61,7 +61,8 @@ class App:
         try:
             yield
         except ERRORS as error:
-            raise gr.Error(worded(self.plain(error), labels), print_exception=False) from None
+            said = self.plain(error)
+            raise gr.Error(worded(said, labels) if labels else said, print_exception=False) from None
 
     def warn(self, words: str) -> None:
         """A message on the page, without folders of this computer."""
@@ -75,6 +76,13 @@ class App:
 def kept(key: str, default: Any = None) -> gr.BrowserState:
     """What the browser keeps under a key. It is hidden from nobody, and must be read again after a restart."""
     return gr.BrowserState({} if default is None else default, storage_key=key, secret=key)
+
+
+def look_into(drop: gr.File, take: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+    """Have `take` look into what is dropped, and clear the box for the next whatever comes of it."""
+    looked = drop.upload(take, inputs, outputs, **SOON)
+    for ended in (looked.success, looked.failure):  # gradio begins what is to come `then` after a success alone
+        ended(lambda: None, None, drop, **QUIET)
 
 
 def hint(words: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ui.cards import Cards, Dials
-from ui.common import QUIET, SOON, App, kept
+from ui.common import QUIET, SOON, App, kept, look_into
 from ui.controls import START, Controls, sound
 from ui.grid import Plan, read_either
 from ui.history import History
@@ -39,14 +39,13 @@ class Memory:
     def wire(self, page: gr.Blocks, asked: Sequence[Any], drop: gr.File) -> None:
         """Keep the values of `asked` whenever they change; listen for what is dropped, typed or handed over."""
         cards, fields, again = self.cards, self.controls.fields, self.cards.again
-        self.drop = drop
         visitor = self.app.visitor
         page.load(self.reload, [self.saved, visitor, again], [*self.restored, *self.view.parts, visitor], **SOON)
         kept = [part.change for part in (*fields.values(), cards.rack, cards.dials, *self.flags)]
         gr.on(kept, self.keep, [again, *asked], self.saved, trigger_mode="always_last", **QUIET)
         chosen = [fields["base"], self.base, cards.rack, again]  # its `input` tells a choice twice, `blur` once
         fields["base"].blur(self.rebase, chosen, self.restored, **{**SOON, "concurrency_limit": 1})
-        drop.upload(self.dropped, [drop, again], [*self.restored, drop], **SOON)
+        look_into(drop, self.dropped, [drop, again], self.restored)
         handed = [*self.restored, self.app.recipe]
         self.app.recipe.change(self.handed, [self.app.recipe, again], handed, **SOON)
         reuse = self.controls.reuse.click
@@ -122,7 +121,7 @@ class Memory:
                 found, said = Recipe(cell.request, cell.mix), f"{SHEET} {cell.label}."
             updates = self.take(found, again)
         gr.Info(self.app.plain(ValueError(said)))
-        return updates | {self.drop: None}
+        return updates
 
     def handed(self, values: Any, again: int) -> dict[Any, Any]:
         """Another tab gave a recipe."""

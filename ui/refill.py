@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.common import QUIET, SOON, App
+from ui.common import QUIET, SOON, App, look_into
 from ui.controls import START
 from ui.grid import Plan, read_either
 from ui.plans import BLEND, FIELDS, GRID, NONE, Plans
@@ -31,7 +31,7 @@ class Refill:
         gr.on([self.plans.look.click, self.parts["base"].input], self.refresh, parts, parts, **SOON)
         kept = [part.change for part in parts]
         gr.on(kept, self.keep, [self.filled, *parts], saved, trigger_mode="always_last", **QUIET)
-        drop.upload(self.dropped, [drop, *parts], [*parts, drop], **SOON)
+        look_into(drop, self.dropped, [drop, *parts], parts)
 
     def named(self, values: Iterable[Any]) -> dict[str, Any]:
         """Values by the names of their controls."""
@@ -96,7 +96,7 @@ class Refill:
             found = read_either(file)
             updates = self.show(found, self.named(values))
         gr.Info("The grid's recipe was taken up." if isinstance(found, Plan) else PICTURE)
-        return {**{self.parts[name]: update for name, update in updates.items()}, self.plans.drop: None}
+        return {self.parts[name]: update for name, update in updates.items()}
 
     def show(self, found: Plan | Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         """Updates by name, from a sheet's plan or a picture's recipe, over what is `given`; what is lost is told."""

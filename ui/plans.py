@@ -17,6 +17,7 @@ from ui.request import Request
 from ui.scores import pictures_of
 
 GRID, BLEND = "Grid", "Blend map"
+DRAW = {GRID: "Draw the grid", BLEND: "Draw the map"}
 NONE = "(none)"
 FIELDS = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale")
 BLENDED = "0, 0.25, 0.5, 0.75, 1"
@@ -92,13 +93,13 @@ class Plans:
             )
             hint("Its axes, prompt, adapters and settings are put into the controls. A picture of Create works too.")
 
-    def wire(self) -> None:
-        """What is to be seen for a grid, and for a blend map."""
+    def wire(self, go: gr.Button) -> None:
+        """What is to be seen for a grid, and for a blend map, and what `go` draws."""
         for controls in self.axes.values():
             controls.wire()
         self.parts["mode"].change(
-            lambda mode: [gr.update(visible=one) for one in (mode == GRID, mode == GRID, mode == BLEND)],
-            self.parts["mode"], [self._grid, self._shared, self._blend], **QUIET,
+            lambda mode: [DRAW[mode], *(gr.update(visible=mode == own) for own in (GRID, GRID, BLEND))],
+            self.parts["mode"], [go, self._grid, self._shared, self._blend], **QUIET,
         )  # fmt: skip
 
     @property

@@ -16,7 +16,7 @@ from ui.common import GPU, QUIET, SOON, App, paced
 from ui.grid import Plan
 from ui.history import Session, store
 from ui.pick import JS, picked
-from ui.plans import Plans
+from ui.plans import DRAW, GRID, Plans
 from ui.recipe import KEY
 from ui.refill import Refill
 from ui.request import Request
@@ -34,6 +34,8 @@ class Compare:
     def __init__(self, app: App) -> None:
         self.app, self.studio = app, app.studio
         self.session, self.result, self.chosen = gr.State(Session()), gr.State(None), gr.State([])
+        self.begun = gr.State(0)
+        """How often it was begun to draw."""
         self.last: WeakValueDictionary[str, Result] = WeakValueDictionary()
         """What each visitor saw last, as long as gradio keeps the state of a page that was left."""
         with gr.Row(elem_classes="studio"):
@@ -41,17 +43,14 @@ class Compare:
                 self.plans = Plans(app)
                 self.plans.ask()
                 with gr.Row():
-                    self.go = gr.Button("Draw the grid", variant="primary", scale=2, min_width=120)
+                    self.go = gr.Button(DRAW[GRID], variant="primary", scale=2, min_width=120)
                     self.halt = gr.Button("Stop", scale=1, min_width=80)
             with gr.Column(min_width=0, elem_classes="results"):
                 self.status = gr.Markdown("", elem_classes="status", elem_id="compare-status")
                 self.table = gr.HTML("", js_on_load=JS, elem_id="sheet", label="Grid of pictures")
                 large = {"height": 380, "format": "png", "type": "filepath", "interactive": False, "visible": False}
                 self.slider = gr.ImageSlider(
-                    label="Drag: chosen before | chosen now",
-                    max_height=380,
-                    elem_classes="large",
-                    **large,
+                    label="Drag: chosen before | chosen now", max_height=380, elem_classes="large", **large
                 )
                 self.single = gr.Image(
                     label="Chosen picture", buttons=["download", "fullscreen"], elem_classes="large", **large
@@ -68,20 +67,16 @@ class Compare:
         """What happens when."""
         page = gr.context.Context.root_block
         assert page is not None
-        self.plans.wire()
+        self.plans.wire(self.go)
         Refill(self.app, self.plans).wire(page)
         given = [self.session, self.app.visitor, *self.plans.inputs]
         outputs = [self.table, self.status, self.result, self.save, self.slider, self.single, self.facts, self.chosen]
         outputs.append(self.take)
-        pressed = self.go.click(
-            self.make,
-            given,
-            outputs,
-            trigger_mode="once",
-            show_progress_on=self.status,
-            api_visibility="private",
+        pressed = self.begun.change(
+            self.make, given, outputs, trigger_mode="multiple", show_progress_on=self.status, api_visibility="private",
             **GPU,
-        )
+        )  # fmt: skip
+        self.go.click(self.begin, [self.session, self.begun], self.begun, cancels=[pressed], **SOON)
         stopped = [self.table, self.status, self.save]
         page.load(self.reload, self.app.visitor, [*stopped, self.result], **SOON)
         self.halt.click(self.halted, [self.session, self.result], stopped, cancels=[pressed], **QUIET)
@@ -89,6 +84,11 @@ class Compare:
         self.table.click(self.choose, [self.result, self.chosen], shown, **SOON)
         self.take.click(self.open, [self.result, self.chosen], [self.app.recipe, self.app.tabs], **SOON)
         self.endpoints()
+
+    def begin(self, session: Session, count: int) -> int:
+        """Draw, in place of what is drawn or waits to be."""
+        session.request.end()
+        return count + 1
 
     def make(
         self, session: Session, visitor: str, *values: Any, progress: gr.Progress = gr.Progress()  # noqa: B008

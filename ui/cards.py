@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from ui.request import Dial
 
 LOW, HIGH = -1.0, 2.0
 BANDS = ("Coarse", "Middle", "Fine")
+UNPAINTED = "Nothing is painted yet: it acts everywhere."
 OUT = "0 leaves it out, 1 is as trained."
 Dials = dict[str, dict[str, Any]]
 """By adapter name the fields of its `Dial`, and whether it is `on`. What is put away keeps its own."""
@@ -117,10 +118,11 @@ class Cards:
             return gr.update(visible=on, value=value if on else None)
 
         on.input(opened, [on, self.dials, self._shots], region, **QUIET)
-        self._note(name, "region", on)
-        self._note(name, "mask", region, mask_of)
+        told = gr.Markdown(UNPAINTED, visible=False, elem_classes="hint")
+        for noted in (self._note(name, "region", on), self._note(name, "mask", region, mask_of)):
+            noted.then(lambda dials: gr.update(visible=unpainted(dials.get(name, {}))), self.dials, told, **QUIET)
 
-    def _note(self, name: str, field: Any, control: Any, read: Callable[[Any], Any] = lambda value: value) -> None:
+    def _note(self, name: str, field: Any, control: Any, read: Callable[[Any], Any] = lambda value: value) -> Any:
         """Keep what a user sets on a control, and stop the preview of how it was before."""
 
         def note(dials: Dials, session: Session, value: Any) -> Dials:
@@ -132,7 +134,8 @@ class Cards:
             dial[key] = read(value)
             return dials
 
-        control.input(note, [self.dials, self.session, control], self.dials, trigger_mode="always_last", **SOON)
+        given = [self.dials, self.session, control]
+        return control.input(note, given, self.dials, trigger_mode="always_last", **SOON)
 
     def _with_trigger(self, trigger: str, text: str, only_replace: bool = False) -> str:
         """The prompt with `trigger`: instead of nothing or of another trigger alone, else in front of it."""
@@ -163,6 +166,11 @@ def mix_of(rack: Iterable[str], dials: Dials) -> dict[str, Dial]:
                 given[field] = changed
         mix[name] = Dial.read(name, given)
     return mix
+
+
+def unpainted(dial: Mapping[str, Any]) -> bool:
+    """Whether it shall act in a region only, and there is none."""
+    return bool(dial.get("region")) and not dial.get("mask")
 
 
 def _taken(rack: list[str], dials: Dials, count: int) -> tuple[Dials, int]:

@@ -163,6 +163,17 @@ def test_a_check_says_what_is_refused_and_why(page: Any, runs_folder: Path, monk
         check.click()
         page.wait_for_function(said.replace("endsWith", "includes"), arg=words)
         page.get_by_label(switch, exact=True).uncheck()
+    fill(page, "Steps", "77")
+    family = page.get_by_label("Family", exact=True).and_(page.locator("input:visible"))
+    family.click()  # a look at the list leaves all as it is; another family begins anew
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(1000)
+    assert field(page, "Steps").input_value() == "77"
+    for other in ("loha", "lora"):
+        family.click()
+        page.get_by_role("option", name=other, exact=True).click()
+        page.wait_for_function("box => box.value == '200'", arg=field(page, "Steps").element_handle())
+        fill(page, "Steps", "77")
     fill(page, "Resolution", "47")
     page.get_by_role("button", name="Train", exact=True).click()
     page.locator(".toast-body").filter(has_text="Resolution 47 must be a multiple of").wait_for()

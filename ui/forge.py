@@ -17,7 +17,7 @@ from diffusion_adapters.merge import MERGERS
 from ui import blends
 from ui.axes import numbers
 from ui.common import GPU, QUIET, App
-from ui.form import control, read
+from ui.option_controls import control, read
 
 DTYPES = ("fp32", "fp16", "bf16")
 PACKING: dict[str, Any] = {"concurrency_id": "packing", "concurrency_limit": 1, "api_visibility": "private"}

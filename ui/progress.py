@@ -14,7 +14,7 @@ from PIL import Image
 from train import records
 from train.pilot import AXES
 from ui.common import App
-from ui.form import labels
+from ui.option_controls import labels
 from ui.outcome import LAUNCHER, last_log
 from ui.recipe import Recipe
 from ui.request import Dial, Request

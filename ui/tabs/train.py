@@ -14,8 +14,9 @@ from ui.check import check, report
 from ui.choices import Choices
 from ui.common import QUIET, App
 from ui.dataset import After, Dataset
-from ui.form import Form, labels
+from ui.form import Form
 from ui.look import Found
+from ui.option_controls import labels
 from ui.outcome import ACTIVE, Outcome
 from ui.progress import Progress, tried
 from ui.runs import Run, Runs
@@ -82,7 +83,7 @@ class Train:
         form, data, view, private = self.form, self.data, self.view, {"api_visibility": "private"}
         again = self.again
         state = [self.run, *view.parts, self.halt, self.go, self.use, *again.parts, self.timer]
-        whole = [*state, self.name, *data.parts, *form.inputs, *form.columns.values(), self.report]
+        whole = [*state, self.name, *data.parts, *form.outputs, self.report]
         form.wire(self.preset)
         data.wire(After(self.opened, [*state, self.name]), form.parts["", "masked_loss"])
         page.load(self.recall, self.app.training, whole, **QUIET)

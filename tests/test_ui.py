@@ -150,7 +150,7 @@ def test_errors_are_the_librarys_and_name_no_folder(app: tuple[Studio, Library, 
         ({"broken": 1.0}, {}, "broken is refused"),
         ({"nobody": 1.0}, {}, "no adapter 'nobody' in the library"),
         ({USABLE[0]: "much"}, {}, "adapter 'dreambooth-red': weight must be float"),
-        ({}, {"seed": -1}, "minimum value"),
+        ({}, {"seed": -1}, "seed must be at least 0"),
     ):
         with pytest.raises(Exception, match=words) as caught:
             ask(client, adapters, **changes)

@@ -21,7 +21,7 @@ from diffusion_adapters import AdapterSet
 from train.bases import Base
 from train.data import row_seed
 from train.data.dataset import CachedImages, Row
-from train.domains import SOURCE
+from train.domain_options import SOURCE
 from train.features import Features
 from train.objective import Objective
 from train.subspace import (

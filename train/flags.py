@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,12 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     namespace.adapter = adapter
     if adapter != family:
         namespace.family = family
-    return from_namespace(script, namespace), from_namespace(FAMILIES[family].Config, namespace)
+    config, own = from_namespace(script, namespace), from_namespace(FAMILIES[family].Config, namespace)
+    idle = config.idle(own)
+    for name in _given(parser, sys.argv[1:] if argv is None else argv):  # a file has every option, and means none by it
+        if name in idle:
+            raise ValueError(f"--{name} has no effect {idle[name]}; leave it out")
+    return config, own
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -131,6 +137,12 @@ def toml_value(value: Any) -> str:
 
 def _defaults(script: type[Options]) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(script)}
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The options whose flags are on a command line."""
+    flags = parser._option_string_actions
+    return [flags[flag].dest for word in argv if (flag := word.split("=")[0]) in flags]
 
 
 def _quiet(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

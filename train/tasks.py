@@ -25,7 +25,9 @@ from diffusion_adapters.options import Options
 from train.bases import Base, BaseInfo
 from train.data import CachedImages, DataOptions, Folder, check_data, generate_missing, read_folder
 from train.data.phases import Phases
-from train.domains import SOURCE, add_sources, named, read_domains, source_prompts
+from train.domain_checks import named
+from train.domain_options import SOURCE
+from train.domains import add_sources, read_domains, source_prompts
 from train.engine import Trainer
 from train.flags import HYBRID
 from train.objective import Objective

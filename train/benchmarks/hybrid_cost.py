@@ -18,14 +18,14 @@ from train.flags import HYBRID
 REFERENCE = "DreamBooth"
 ENDLESS = 10_000
 """Steps of a run that is left before its end."""
-ALL = ["--hybrid_start", str(1 / ENDLESS), "--hybrid_share", "0.99"]
+ALL = ["--hybrid_start", str(1 / ENDLESS)]
 TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder", "--least_separability", "0"]
 RUNS = {
     REFERENCE: None,
     "on one domain": ["--hybrid_start", "0.99"],
     "on all domains, mixing": ALL,
     "on all domains, mixing, by two encoders": [*ALL, *TWO],
-    "on all domains, parts too": [*ALL, "--hybrid_values", "all"],
+    "on all domains, parts too": [*ALL, "--hybrid_values", "all", "--hybrid_share", "0.99"],
 }
 """Row -> flags of a hybrid."""
 COLUMNS = {"operations": "multiplications", "cpu": "processor time", "wall": "wall time", "peak": "peak memory"}

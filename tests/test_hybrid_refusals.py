@@ -5,23 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig
 
+from diffusion_adapters import add_adapter, add_text_adapter, save_adapter
 from tests import test_hybrid_domain
-from tests.test_hybrid_domain import words
+from tests.denoisers import build
+from tests.test_hybrid import HOST
+from tests.test_hybrid_domain import composed, words
 from train import dreambooth, hybrid_domain
 
 base, place = test_hybrid_domain.base, test_hybrid_domain.place
+LATE = ("a domain not drawn", "an encoder that sees nothing")
+"""What only the base's own pictures, or their order, tell."""
 PARTS = ["warm=warm.safetensors", "dark=dark.safetensors"]
 WRONG = {
     "one domain": ({"domain": ["warm=warm"]}, "--domain warm=warm: a hybrid has at least 2 domains"),
     "a name twice": ({"domain": ["warm=warm", "warm=dark"]}, "--domain warm is given twice, as warm and as dark"),
     "no form": ({"domain": ["warm", "dark=dark"]}, "--domain warm: must be NAME=PATH"),
     "no folder": ({"domain": ["warm=warm", "dark=nowhere"]}, "nowhere: no such folder"),
-    "no name": ({"domain": ["source=warm", "dark=dark"]}, "--domain source: not a name for a domain"),
+    "the name of the sources": ({"domain": ["source=warm", "dark=dark"]}, "--domain source=warm: source is what the"),
+    **{
+        f"no name, {name}": ({"domain": [f"{name}=warm", "dark=dark"]}, f"--domain {name}=warm: {name!r} cannot be a n")
+        for name in ("keys", "items", "_x", "nacht_é", "a.b")
+    },
     "a part too many": ({"part": ["cold=a.safetensors"]}, "domain cold has no --domain"),
-    "a part without a file": ({"part": ["warm=a.safetensors", "dark=b.safetensors"]}, "no such file"),
+    "a part without a file": (
+        {"part": ["warm=a.safetensors", "dark=b.safetensors"]},
+        "--part warm=a.safetensors: no such file; give ",
+    ),
     "no family": ({"family": "lorra"}, "did you mean 'lora'"),
-    "no encoder": ({"encoder": ["nowhere/at/all"]}, "nowhere/at/all"),
+    "no encoder": ({"encoder": ["denoiser", "nowhere/at/all"]}, "--encoder nowhere/at/all: neither a folder nor on"),
+    "an encoder of texts": ({"encoder": ["texts"]}, "--encoder texts is a clip_text_model model, which has no image"),
     "levels": ({"lowest_level": 0.9}, "--lowest_level 0.9 must be below --highest_level 0.8"),
     "no steps for parts": ({"hybrid_start": 0.0}, "--hybrid_start 0 leaves no steps to train parts"),
     "a domain not drawn": (
@@ -50,11 +67,63 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_said_in_one_line(base: Path, place: Path, case: str, capsys) -> None:
     told, line = WRONG[case]
+    CLIPTextConfig().save_pretrained("texts")
+    earlier = Path("dreambooth-hybrid/config.toml")
+    earlier.parent.mkdir()
+    earlier.write_text("earlier")
     assert hybrid_domain.main(words(base, **told)) == 2
     said = capsys.readouterr().err
     assert line in said
     assert said.count("\n") == 1
+    assert case in LATE or earlier.read_text() == "earlier"
+    assert case in LATE or [file.name for file in earlier.parent.iterdir()] == [earlier.name]
     assert not Path("dreambooth-hybrid/adapter.safetensors").exists()
+
+
+def wrong_part(base: Path, kind: str) -> Path:
+    """What is no part of a hybrid on `base`."""
+    path = Path(f"{kind}.safetensors")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "broken":
+        path.write_bytes(Path(composed(base, {"whole": "lora"})[0].partition("=")[2]).read_bytes()[:3000])
+    elif kind == "no adapter":
+        save_file({"weight": torch.ones(2, 2)}, path)
+    elif kind == "other base":
+        model = build(HOST)
+        add_adapter(model, "other", rank=2)
+        save_adapter(model, "other", path)
+    elif kind == "hybrid":
+        composed(base, {"hybrid": "hybrid"})
+    elif kind == "text":
+        pipe = DiffusionPipeline.from_pretrained(base)
+        add_adapter(pipe, "text", rank=2)
+        add_text_adapter(pipe, "text", rank=2)
+        save_adapter(pipe, "text", path)
+    return path
+
+
+NO_PART = {
+    "folder": "no .safetensors file in --part dark={}; give",
+    "broken": "--part dark={}: ",
+    "no adapter": "--part dark={}: no adapter file of a known kind: 1 tensors",
+    "other base": "--part dark={}: does not load: made for another base, UNet2DConditionModel",
+    "hybrid": "--part dark={}: a hybrid is no part of another",
+    "text": "--part dark={}: it also changes text_encoder, which has no dial",
+}
+
+
+@pytest.mark.parametrize("kind", NO_PART)
+def test_a_file_that_is_no_part_is_refused_before_anything_is_written(base: Path, place: Path, kind, capsys) -> None:
+    wrong = wrong_part(base, kind)
+    part = [*composed(base, {"warm": "lora"}), f"dark={wrong}"]
+    assert hybrid_domain.main(words(base, part=part)) == 2
+    said = capsys.readouterr().err
+    assert NO_PART[kind].format(wrong) in said
+    assert said.endswith(
+        "; give the file of an adapter that was trained on this base, such as train/dreambooth.py leaves\n"
+    )
+    assert not Path("dreambooth-hybrid").exists()
 
 
 def test_domains_with_too_few_pictures_are_refused(base: Path, place: Path, capsys) -> None:

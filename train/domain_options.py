@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from diffusion_adapters import FAMILIES
 from diffusion_adapters.options import Options, option
+from diffusion_adapters.parts import check_name
 from train.flags import HYBRID
 from train.optimizers import find_kind
 
@@ -89,8 +90,12 @@ class DomainOptions(Options):
                 raise ValueError(f"--{flag} {text}: must be NAME=PATH, such as night=pictures/night")
             if name in found:
                 raise ValueError(f"--{flag} {name} is given twice, as {found[name]} and as {path}; name each once")
-            if name == SOURCE or not name.isidentifier():
-                raise ValueError(f"--{flag} {name}: not a name for a domain; use letters, digits and _, not {SOURCE!r}")
+            if name == SOURCE:
+                raise ValueError(f"--{flag} {text}: {SOURCE} is what the base's own pictures are; name it otherwise")
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise ValueError(f"--{flag} {text}: {error}") from None
             found[name] = Path(path)
         return found
 
@@ -142,9 +147,6 @@ class DomainOptions(Options):
             raise ValueError(
                 f"domain {name} has no {lacks}; give both for {', '.join(sorted(set(parts) | set(folders)))}"
             )
-        for name, file in parts.items():
-            if not file.exists():
-                raise FileNotFoundError(f"--part {name}={file}: no such file")
         if parts and self.hybrid_values != "mixing":
             raise ValueError(f"--hybrid_values {self.hybrid_values} does not go with --part, which are as they are")
         if self.hybrid_values == "mixing" and not parts and not self.hybrid_start:

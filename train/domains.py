@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.data import DataOptions, Folder, generate_missing, read_folder
-from train.domain_checks import named
+from train.domain_checks import domain_named
 from train.domain_options import FEWEST, SOURCE
 
 
@@ -17,7 +17,7 @@ def read_domains(config: Any, resolution: int, seed: int, multiple: int) -> Fold
     """The pictures of all domains. Raises ValueError or FileNotFoundError for a domain that has too few."""
     whole = Folder(Path(), resolution)
     for name, path in config.folders.items():
-        with named(name, path):
+        with domain_named(name, path):
             own = read_folder(dataclasses.replace(_data(config), instance_data_dir=path), resolution, seed, multiple)
         if len(own.examples) < FEWEST:
             raise ValueError(

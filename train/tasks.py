@@ -25,7 +25,7 @@ from diffusion_adapters.options import Options
 from train.bases import Base, BaseInfo
 from train.data import CachedImages, DataOptions, Folder, check_data, generate_missing, read_folder
 from train.data.phases import Phases
-from train.domain_checks import named
+from train.domain_checks import check_encoders, check_parts, domain_named
 from train.domain_options import SOURCE
 from train.domains import add_sources, read_domains, source_prompts
 from train.engine import Trainer
@@ -89,8 +89,10 @@ class Domains(Subject):
     def check(self, config: Any) -> None:
         config.check_domains()
         for name, path in config.folders.items():
-            with named(name, path):
+            with domain_named(name, path):
                 check_data(dataclasses.replace(config, instance_data_dir=path))
+        check_parts(config.pairs("part"))
+        check_encoders(config.encoder)
 
     def family(self, config: Any) -> str:
         return config.family
@@ -102,6 +104,7 @@ class Domains(Subject):
         return dataclasses.replace(config, instance_prompt=prompt)
 
     def read(self, config: Any, info: BaseInfo) -> Folder:
+        check_parts(config.pairs("part"), info)
         return read_domains(config, config.resolution, config.seed, info.multiple)
 
     def shown(self, config: Any, folder: Folder) -> Any:

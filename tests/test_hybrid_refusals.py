@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig
 
@@ -134,6 +136,21 @@ def test_domains_with_too_few_pictures_are_refused(base: Path, place: Path, caps
     Path("dark/0.png").unlink()
     assert hybrid_domain.main(words(base)) == 2
     assert "--domain dark=dark: the folder has no files" in capsys.readouterr().err
+
+
+def test_copies_of_a_picture_are_no_pictures_of_a_domain(base: Path, place: Path, capsys) -> None:
+    for number in (1, 2):
+        shutil.copy("dark/0.png", f"dark/{number}.png")
+    assert hybrid_domain.main(words(base)) == 2
+    assert "--domain dark=dark: 1 picture in 3 files, from which nothing can be told" in capsys.readouterr().err
+    for number in (0, 1):
+        shutil.copy(f"warm/{number}.png", f"dark/{number}.png")
+    Path("dark/2.png").unlink()
+    Image.open("dark/0.png").save("dark/0.bmp")  # another file of the same picture
+    assert hybrid_domain.main(words(base)) == 2
+    said = capsys.readouterr().err
+    assert "--domain dark=dark: all its pictures are those of --domain warm=warm; give each domain pictures of" in said
+    assert not Path("dreambooth-hybrid").exists()
 
 
 def test_without_a_hybrid_its_options_are_refused(base: Path, place: Path, capsys) -> None:

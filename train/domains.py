@@ -14,18 +14,25 @@ from train.domain_options import FEWEST, SOURCE
 
 
 def read_domains(config: Any, resolution: int, seed: int, multiple: int) -> Folder:
-    """The pictures of all domains. Raises ValueError or FileNotFoundError for a domain that has too few."""
+    """The pictures of all domains. Raises ValueError or FileNotFoundError for a domain that has too few of its own."""
     whole = Folder(Path(), resolution)
+    seen: dict[str, set[str]] = {}  # flag -> what its pictures are known by, as they are first cut
     for name, path in config.folders.items():
         with domain_named(name, path):
             own = read_folder(dataclasses.replace(_data(config), instance_data_dir=path), resolution, seed, multiple)
-        if len(own.examples) < FEWEST:
+        flag, found = f"--domain {name}={path}", {example.keys[0] for example in own.examples}
+        if len(found) < FEWEST:
+            copies = f" in {len(own.examples)} files" if len(own.examples) > len(found) else ""
             raise ValueError(
-                f"--domain {name}={path}: {len(own.examples)} picture, from which nothing can be told of a domain; "
-                "give at least 2, better 5 to 10"
+                f"{flag}: {len(found)} picture{copies}, from which nothing can be told of a domain; "
+                "give at least 2 that differ, better 5 to 10"
             )
+        seen[flag] = found
         whole.examples += [dataclasses.replace(example, domain=name) for example in own.examples]
         whole.refused |= {f"{name}/{file}": reason for file, reason in own.refused.items()}
+    for one, other in itertools.permutations(seen, 2):
+        if seen[one] <= seen[other]:
+            raise ValueError(f"{one}: all its pictures are those of {other}; give each domain pictures of its own")
     return whole
 
 

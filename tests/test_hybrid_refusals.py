@@ -42,7 +42,18 @@ WRONG = {
     "no encoder": ({"encoder": ["denoiser", "nowhere/at/all"]}, "--encoder nowhere/at/all: neither a folder nor on"),
     "an encoder of texts": ({"encoder": ["texts"]}, "--encoder texts is a clip_text_model model, which has no image"),
     "levels": ({"lowest_level": 0.9}, "--lowest_level 0.9 must be below --highest_level 0.8"),
-    "no steps for parts": ({"hybrid_start": 0.0}, "--hybrid_start 0 leaves no steps to train parts"),
+    "no steps for parts": (
+        {"hybrid_start": 0.0},
+        "--hybrid_start 0 of --max_train_steps 6 leaves no step to train parts; ",
+    ),
+    "too few steps for parts": (
+        {"hybrid_start": 0.01, "max_train_steps": 3},
+        "--hybrid_start 0.01 of --max_train_steps 3 leaves no step to train parts; raise it, give more steps, or",
+    ),
+    "too few steps for mixing": (
+        {"hybrid_start": 0.99, "num_train_epochs": 1, "train_batch_size": 2},
+        "--hybrid_start 0.99 of --max_train_steps 3 leaves no step on all domains at once; lower it, or give more",
+    ),
     "a domain not drawn": (
         {"hybrid_start": 0.5},
         "--hybrid_start 0.5 of --max_train_steps 6, draw no picture of dark: give more of either",

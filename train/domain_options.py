@@ -125,6 +125,23 @@ class DomainOptions(Options):
             found |= dict.fromkeys(lost, "with --part: the adapters are there, and only how they are mixed is trained")
         return found
 
+    @property
+    def own_steps(self) -> int:
+        """The first steps of a run, in which each domain is by itself, once the number of all steps is known."""
+        config: Any = self
+        return 0 if self.part else round(self.hybrid_start * config.max_train_steps)
+
+    def check_stages(self) -> None:
+        """Raise ValueError for a run of which one stage has no steps, once the number of all steps is known."""
+        if not self.several or self.part:
+            return
+        config: Any = self
+        said = f"--hybrid_start {self.hybrid_start:g} of --max_train_steps {config.max_train_steps} leaves no step"
+        if self.own_steps == config.max_train_steps:
+            raise ValueError(f"{said} on all domains at once; lower it, or give more steps")
+        if self.hybrid_values == "mixing" and not self.own_steps:
+            raise ValueError(f"{said} to train parts; raise it, give more steps, or take --hybrid_values all")
+
     def check_domains(self) -> None:
         """Raise ValueError or FileNotFoundError for what is missing, or has no effect."""
         if not self.several:
@@ -149,8 +166,6 @@ class DomainOptions(Options):
             )
         if parts and self.hybrid_values != "mixing":
             raise ValueError(f"--hybrid_values {self.hybrid_values} does not go with --part, which are as they are")
-        if self.hybrid_values == "mixing" and not parts and not self.hybrid_start:
-            raise ValueError("--hybrid_start 0 leaves no steps to train parts; raise it, or take --hybrid_values all")
         if self.lowest_level >= self.highest_level:
             raise ValueError(f"--lowest_level {self.lowest_level} must be below --highest_level {self.highest_level}")
         config: Any = self

@@ -47,6 +47,7 @@ def contradictions(config: Any) -> None:
     if config.validation_steps and config.validation_epochs:
         raise ValueError("--validation_steps and --validation_epochs both say when to look; give one of them")
     pilot.check(config)
+    config.check_stages()
 
 
 def check(accelerator: Accelerator, config: C, info: BaseInfo, folder: Folder, attach: Callable[[nn.Module], Any]) -> C:

@@ -160,7 +160,7 @@ class Domains(Subject):
 
         objective = Directional(config, base, dataset, adapters, features, turn)
         mixing = config.hybrid_values == "mixing"
-        first = 0 if config.part else round(config.hybrid_start * config.max_train_steps)
+        first = config.own_steps
         last = dataset.among([SOURCE]) if mixing else dataset
         samples = last
         if first:

@@ -41,6 +41,15 @@ WRONG = {
     "no family": ({"family": "lorra"}, "did you mean 'lora'"),
     "no encoder": ({"encoder": ["denoiser", "nowhere/at/all"]}, "--encoder nowhere/at/all: neither a folder nor on"),
     "an encoder of texts": ({"encoder": ["texts"]}, "--encoder texts is a clip_text_model model, which has no image"),
+    "sources in a file": (
+        {"source_data_dir": "warm/0.png"},
+        "--source_data_dir warm/0.png: warm/0.png is a file; give the name of a folder",
+    ),
+    "sources below a file": ({"source_data_dir": "warm/0.png/a"}, "--source_data_dir warm/0.png/a: "),
+    "another adapter": (
+        {"adapter": "loldu"},
+        "--adapter loldu: a hybrid is trained here; give --family loldu for its parts, or run train/dreambooth.py",
+    ),
     "levels": ({"lowest_level": 0.9}, "--lowest_level 0.9 must be below --highest_level 0.8"),
     "no steps for parts": (
         {"hybrid_start": 0.0},

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from train.data import DataOptions, Folder, generate_missing, read_folder
+from train.data.sources import check_place
 from train.domain_checks import domain_named
 from train.domain_options import FEWEST, SOURCE
 
 
 def read_domains(config: Any, resolution: int, seed: int, multiple: int) -> Folder:
     """The pictures of all domains. Raises ValueError or FileNotFoundError for a domain that has too few of its own."""
+    check_place(f"--source_data_dir {_sources(config)}", _sources(config))
     whole = Folder(Path(), resolution)
     seen: dict[str, set[str]] = {}  # flag -> what its pictures are known by, as they are first cut
     for name, path in config.folders.items():
@@ -43,7 +45,7 @@ def source_prompts(config: Any, folder: Folder) -> tuple[str, ...]:
 
 def add_sources(accelerator: Any, config: Any, info: Any, folder: Folder, stop: Any) -> Folder:
     """`folder` with the base's own pictures of the neutral prompts, made where they are missing, each step's share."""
-    path = config.source_data_dir or config.output_dir / SOURCE
+    path = _sources(config)
     prompts = source_prompts(config, folder)
     asked = {"class_data_dir": path, "num_class_images": config.num_source_images, "class_prompt": prompts[0]}
     generate_missing(
@@ -73,6 +75,10 @@ def balanced(examples: Sequence[Any], sources: Sequence[Any], share: float) -> l
     times = {name: round(each / count) for name, count in counts.items()}
     times[SOURCE] = round(each * len(counts) * share / (1 - share) / len(sources))
     return [dataclasses.replace(example, repeats=max(times[example.domain], 1)) for example in (*examples, *sources)]
+
+
+def _sources(config: Any) -> Path:
+    return config.source_data_dir or config.output_dir / SOURCE
 
 
 def _data(config: Any) -> DataOptions:

@@ -36,10 +36,7 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     Each layer overrides the one before: defaults, `train/configs/<name of the base>.toml`, `--config`, the flags.
     Raises ValueError or TypeError with one line for anything wrong; `--help` exits.
     """
-    first = _quiet(argument_parser(None, add_help=False))
-    for name in ("adapter", "family", "parts", "config", BASE_FLAG):
-        first.add_argument(f"--{name}")
-    early = {name: value for name, value in vars(first.parse_known_args(argv)[0]).items() if value is not None}
+    early = read_flags(argv, "adapter", "family", "parts", "config", BASE_FLAG)
     values = read_config(Path(early["config"])) if "config" in early else {}
     chosen = {**_defaults(script), **values, **early}
     adapter = FAMILIES.canonical(chosen["adapter"])
@@ -74,6 +71,14 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
         if name in idle:
             raise ValueError(f"--{name} has no effect {idle[name]}; leave it out")
     return config, own
+
+
+def read_flags(argv: Sequence[str] | None, *names: str) -> dict[str, str]:
+    """The values of some flags of a command line, unchecked, by name; those that are not there are left out."""
+    parser = _quiet(argument_parser(None, add_help=False))
+    for name in names:
+        parser.add_argument(f"--{name}")
+    return {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}
 
 
 def read_config(path: Path) -> dict[str, Any]:

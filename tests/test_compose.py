@@ -90,6 +90,8 @@ def test_what_cannot_be_composed_is_refused(singles):
     ):
         with pytest.raises(ValueError, match=message):
             compose_adapters(singles, name, domains)
+    with pytest.raises(TypeError, match="parts: 1 cannot be a name here: it is int, not str"):
+        compose_adapters(singles, "x", {1: "a", 2: "b"})
     assert set(list_adapters(singles)) == {*SINGLE, "two"}
     pipe = pipeline()
     for name in "ab":

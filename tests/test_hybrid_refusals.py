@@ -148,6 +148,14 @@ def test_a_file_that_is_no_part_is_refused_before_anything_is_written(base: Path
     assert not Path("dreambooth-hybrid").exists()
 
 
+def test_one_file_is_no_part_of_two_domains(base: Path, place: Path, capsys) -> None:
+    (part,) = composed(base, {"warm": "lora"})
+    assert hybrid_domain.main(words(base, part=[part, f"dark={place}/warm.safetensors"])) == 2
+    said = capsys.readouterr().err
+    assert f"--part dark={place}/warm.safetensors: the same file as of warm; give each domain an adapter of" in said
+    assert not Path("dreambooth-hybrid").exists()
+
+
 def test_domains_with_too_few_pictures_are_refused(base: Path, place: Path, capsys) -> None:
     for number in (1, 2):
         Path(f"dark/{number}.png").unlink()

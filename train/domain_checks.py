@@ -34,8 +34,13 @@ def check_parts(parts: Mapping[str, Path], info: BaseInfo | None = None) -> None
     Nothing is loaded: a base is its denoiser without numbers.
     """
     base = info and info.denoiser()
+    same: dict[Path, str] = {}
     remedy = "give the file of an adapter that was trained on this base, such as train/dreambooth.py leaves"
     for name, file in parts.items():
+        if (other := same.setdefault(file.resolve(), name)) != name:
+            raise ValueError(
+                f"--part {name}={file}: the same file as of {other}; give each domain an adapter of its own"
+            )
         with named(f"--part {name}={file}", str(file), remedy):
             if not file.exists():
                 raise FileNotFoundError(f"{file}: no such file")

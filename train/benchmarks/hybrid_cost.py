@@ -18,7 +18,9 @@ from train.flags import HYBRID
 REFERENCE = "DreamBooth"
 ENDLESS = 10_000
 """Steps of a run that is left before its end."""
-ALL = ["--hybrid_start", str(1 / ENDLESS)]
+FIRST = 8
+"""Of them, those on one domain each before the first on all: enough for each domain to be drawn."""
+ALL = ["--hybrid_start", str(FIRST / ENDLESS)]
 TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder", "--least_separability", "0"]
 RUNS = {
     REFERENCE: None,
@@ -48,7 +50,7 @@ def measure(family: str, folder: Path, repeats: int = 15) -> dict[str, dict[str,
         runs = {}
         for number, (name, flags) in enumerate(RUNS.items()):
             runs[name] = stack.enter_context(contextlib.closing(steps_of(family, flags, folder / str(number))))
-            for _ in range(2):  # the first is on one domain; what the optimizer keeps is made
+            for _ in range(FIRST + 1):  # on one domain, then on all; what the optimizer keeps is made
                 next(runs[name])
         found: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in RUNS}
         for _ in range(repeats):

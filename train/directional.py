@@ -70,13 +70,16 @@ class Directional:
     ) -> None:
         """Look at all references. `turn` makes the adapter ready for a step on one domain, or on all (None).
 
-        Raises ValueError for hopeless features.
+        Raises ValueError if none of the features tells domains apart.
         """
         self.config, self.features, self.turn = config, features, turn
         self.domains = dataset.domains
         self.names = [name for name in self.domains if name != SOURCE]
         self.own = Objective.of(config)
+        self.hopeless: list[str] = []
         self.references = [self._look(base, dataset, adapters, encoder) for encoder in features]
+        if len(self.hopeless) == len(features):  # beside a better one a weak one may help
+            raise ValueError(self.hopeless[0])
 
     def __call__(
         self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]
@@ -137,7 +140,7 @@ class Directional:
 
     @torch.no_grad()
     def _look(self, base: Base, dataset: CachedImages, adapters: AdapterSet, encoder: Features) -> list[Reference]:
-        """The references of an encoder for each part of the noise levels. Raises ValueError if it tells nothing."""
+        """The references of an encoder for each part of the noise levels. Raises ValueError if they are one."""
         count, found, said = self.config.level_buckets, [], []
         with adapters.bypassed():
             for bucket in range(count):
@@ -156,7 +159,7 @@ class Directional:
         return found
 
     def report(self, encoder: Features, ratios: Sequence[Sequence[float]], cosine: float) -> None:
-        """Log how well an encoder tells domains apart. Raises ValueError if it does not."""
+        """Log how well an encoder tells domains apart; if it does not, keep the reason."""
         means = {name: sum(own) / len(own) for name, own in zip(self.names, zip(*ratios, strict=True), strict=True)}
         self.separability = {**getattr(self, "separability", {}), encoder.name: (means, cosine)}
         shown = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
@@ -165,7 +168,7 @@ class Directional:
         least = self.config.least_separability
         if means[weakest] < least or (least and cosine > ALIKE):
             why = f"{weakest} is as the source to it" if means[weakest] < least else "two domains are one to it"
-            raise ValueError(
+            self.hopeless.append(
                 f"--encoder {encoder.name} cannot tell the domains apart: {why} ({line}); give another, or lower "
                 f"--least_separability {least}"
             )

@@ -19,7 +19,7 @@ REFERENCE = "DreamBooth"
 ENDLESS = 10_000
 """Steps of a run that is left before its end."""
 ALL = ["--hybrid_start", str(1 / ENDLESS), "--hybrid_share", "0.99"]
-TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder", "--least_separability", "0"]
+TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder"]
 RUNS = {
     REFERENCE: None,
     "on one domain": ["--hybrid_start", "0.99"],

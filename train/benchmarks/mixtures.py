@@ -122,7 +122,7 @@ class Shop:
             if composed:
                 own["part"] = [f"{domain}={self.single(domain)}" for domain in domains]
             if encoders:
-                own |= {"encoder": list(encoders), "least_separability": 0}
+                own["encoder"] = list(encoders)
             self._run(file, own)
         return file
 

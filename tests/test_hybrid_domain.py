@@ -69,6 +69,11 @@ def test_it_leaves_an_adapter_with_a_dial_for_each_domain(base: Path, place: Pat
     out = Path("dreambooth-hybrid")
     assert {"adapter.safetensors", "grid.png", "README.md", "config.toml", SOURCE} <= {f.name for f in out.iterdir()}
     assert len(list((out / SOURCE).glob("*.png"))) == 3
+    card = (out / "README.md").read_text("utf-8")
+    assert "trained on pictures of warm (3) and dark (3)" in card
+    assert 'domain_weights={"warm": 1.0, "dark": 0.5}' in card
+    assert "--domain warm=1 --domain dark=0.5" in card
+    assert "Trigger" not in card
     values = trained(out)
     for name in (*NAMES, "coefficients"):
         assert any(name in key for key in values)

@@ -22,7 +22,7 @@ from train.bases import Base
 from train.data import row_seed
 from train.data.dataset import CachedImages, Row
 from train.domains import SOURCE
-from train.features import Features
+from train.features import Features, make_features
 from train.objective import Objective
 from train.subspace import (
     Span,
@@ -90,6 +90,12 @@ class Directional:
             value, _ = self.own(base, denoiser, adapters, batch)
             return value, {}
         self.turn(None)
+        return self.on_all(base, denoiser, adapters, batch)
+
+    def on_all(
+        self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A step on all domains: a loss whose gradient is that of the losses between features, and these by name."""
         spread, buckets = batch["spread"], self.config.level_buckets
         levels = self.level(spread)
         batch = {**batch, "spread": base.spread_at(levels, batch["moments"])}
@@ -189,3 +195,20 @@ class Directional:
                 clean = base.predict(base.denoiser, {**batch, "spread": levels}).denoised()
                 found.append(encoder(clean, batch))
         return torch.cat(found)
+
+
+class Foreseen(Directional):
+    """A step on all domains as far as its memory goes: the same forwards and features, compared with no references."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __call__(
+        self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.features = make_features(self.config.encoder, base, batch["moments"].device)
+        self.references = [dict.fromkeys(range(self.config.level_buckets)) for _ in self.features]
+        return self.on_all(base, denoiser, adapters, batch)
+
+    def loss(self, source: Tensor, target: Tensor, seen: Any) -> Tensor:
+        return (target - source).square().sum(-1)

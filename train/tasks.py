@@ -80,6 +80,10 @@ class Subject:
         """The loop, with what a step minimizes."""
         return Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
 
+    def foreseen(self, config: Any) -> Any:
+        """The step that takes the most memory, to try it out without numbers."""
+        return Objective.of(config)
+
 
 class Domains(Subject):
     """Several folders, each of one domain, and an adapter with a part and a dial for each."""
@@ -130,6 +134,11 @@ class Domains(Subject):
         found = find_adapter_set(getattr(model, "unet", None) or model.transformer)
         assert found is not None
         return found
+
+    def foreseen(self, config: Any) -> Any:
+        from train.directional import Foreseen
+
+        return Foreseen(config)
 
     def trainer(
         self, accelerator: Accelerator, config: Any, base: Base, adapters: AdapterSet, dataset: CachedImages, name: str

@@ -78,7 +78,8 @@ class AdapterSet(nn.Module):
         self.check_free(name)
         as_weight(weight, name)
         self.outside |= find_outside(self.denoiser, [path for path in adapters if path not in self.places()])
-        keyed = {path.replace(".", "/"): adapter for path, adapter in adapters.items()}
+        order = {path: number for number, path in enumerate(self.places())}  # that of parameters, for an optimizer
+        keyed = {path.replace(".", "/"): adapters[path] for path in sorted(adapters, key=order.__getitem__)}
         self.adapters[_key(name)] = nn.ModuleDict(keyed)
         self.infos[name] = info
         self.shares[name] = shares(adapters)

@@ -194,7 +194,8 @@ class Plan:
             return
         kept = self.kept
         forced = like is None
-        like = like if like is not None else self._values[0] if kept is None else kept[0]
+        if like is None:  # of a blank denoiser some are without numbers, and then so are the factors
+            like = kept[0] if kept is not None else max(self._values, key=lambda value: value.is_meta)
         fits = kept is not None and kept[0].dtype == like.dtype and kept[0].device == like.device
         seen = (_Steps.taken, *(value._version for value in self._values))
         if fits and seen == self._seen and not forced:

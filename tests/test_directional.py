@@ -156,6 +156,12 @@ def test_encoders_add_up_and_a_tower_sees_decoded_pictures(tiny: str) -> None:
     alone = Setting(tiny, 16).objective()
     once = alone(setting.base, setting.base.denoiser, setting.adapters, setting.batch(SOURCE))[1]
     assert parts["loss_hybrid"] > once["loss_hybrid"]
+    weaker, better = sorted(min(means.values()) for means, _ in objective.separability.values())
+    setting.config = dataclasses.replace(setting.config, least_separability=(weaker + better) / 2)
+    assert len(setting.objective().hopeless) == 1  # beside one that sees enough
+    setting.config = dataclasses.replace(setting.config, least_separability=2 * better)
+    with pytest.raises(ValueError, match="cannot tell the domains apart"):
+        setting.objective()
 
 
 def test_a_step_costs_at_most_2_2_of_a_dreambooth_step() -> None:

@@ -74,6 +74,11 @@ def test_it_leaves_an_adapter_with_a_dial_for_each_domain(base: Path, place: Pat
     out = Path("dreambooth-hybrid")
     assert {"adapter.safetensors", "grid.png", "README.md", "config.toml", SOURCE} <= {f.name for f in out.iterdir()}
     assert len(list((out / SOURCE).glob("*.png"))) == 3
+    card = (out / "README.md").read_text("utf-8")
+    assert "trained on pictures of warm (3) and dark (3)" in card
+    assert 'domain_weights={"warm": 1.0, "dark": 0.5}' in card
+    assert "--domain warm=1 --domain dark=0.5" in card
+    assert "Trigger" not in card
     values = trained(out)
     for name in (*NAMES, "coefficients"):
         assert any(name in key for key in values)
@@ -171,13 +176,13 @@ def test_two_processes_agree_with_one_of_twice_the_batch(base: Path, place: Path
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-3 * max(float(value.abs().max()), 1e-3))
 
 
-def composed(base: Path, kinds: dict[str, str]) -> list[str]:
-    """`--part` of a file for each domain, of the family that `kinds` says."""
+def composed(base: Path, kinds: dict[str, str], targets: dict[str, list[str]] | None = None) -> list[str]:
+    """`--part` of a file for each domain, of the family that `kinds` says, and on what `targets` says."""
     config = dreambooth.DreamBoothOptions(pretrained_model_name_or_path=str(base))
     found = []
     for name, family in kinds.items():
         loaded = load_base(inspect_base(config), config, torch.device("cpu"), torch.float32)
-        adapters = add_adapter(loaded.denoiser, name, family)
+        adapters = add_adapter(loaded.denoiser, name, family, target_modules=(targets or {}).get(name))
         for parameter in adapters.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         found.append(f"{name}={save_adapter(loaded.pipeline, name, Path(f'{name}.safetensors'))}")
@@ -190,7 +195,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(base: Path, place: Path, how: st
     told |= {"lr_scheduler": "constant", "source_data_dir": "sources"}
     more = ["--gradient_checkpointing"] if how == "checkpointed" else []
     if how == "composed":
-        told["part"] = composed(base, dict.fromkeys(NAMES, "lora"))
+        told["part"] = composed(base, dict.fromkeys(NAMES, "lora"), {NAMES[0]: ["attn2.to_q"]})
     assert hybrid_domain.main([*words(base, output_dir="whole", **told), *more]) == 0
     config, adapter = dreambooth.parse(
         dreambooth.DreamBoothOptions, None, ["--adapter", "hybrid", *words(base, output_dir="parts", **told), *more]

@@ -40,7 +40,7 @@ class DomainOptions(Options):
         ("denoiser",), "what tells domains apart: denoiser, or folders or Hub ids of vision models; several add up"
     )
     least_separability: float = option(
-        0.15, "encoders are refused that tell a domain from its source less than this; 0 takes any", ge=0
+        0.15, "refused if no encoder tells each domain from its source by at least this; 0 takes any", ge=0
     )
     hybrid_loss: str = option(
         "coordinates",

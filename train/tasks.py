@@ -82,6 +82,10 @@ class Subject:
         """The loop, with what a step minimizes."""
         return Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
 
+    def foreseen(self, config: Any) -> Any:
+        """The step that takes the most memory, to try it out without numbers."""
+        return Objective.of(config)
+
 
 class Domains(Subject):
     """Several folders, each of one domain, and an adapter with a part and a dial for each."""
@@ -125,19 +129,21 @@ class Domains(Subject):
             kinds = own.get("parts") or {d: {"family": config.family, **own} for d in config.folders}
             if set(kinds) != set(config.folders):
                 raise ValueError(f"--parts {', '.join(kinds)} and --domain {', '.join(config.folders)}: name the same")
-            if not isinstance(model, nn.Module):
-                return add_adapter(model, name, HYBRID, target_modules=config.target_modules, parts=kinds)
-            for domain, kind in kinds.items():  # a blank denoiser, to see what fits: the same values but coefficients
-                adapters = add_adapter(model, domain, target_modules=config.target_modules, **kind)
-            return adapters
+            return add_adapter(model, name, HYBRID, target_modules=config.target_modules, parts=kinds)
+        names = {domain: f"{domain} of {name}" for domain in parts}
         for domain, file in parts.items():
-            load_adapter(model, file, domain)
-        compose_adapters(model, name, {domain: domain for domain in parts})
-        delete_adapters(model, list(parts))
+            load_adapter(model, file, names[domain])
+        compose_adapters(model, name, names)
+        delete_adapters(model, list(names.values()))
         set_adapters(model, name)
         found = find_adapter_set(getattr(model, "unet", None) or model.transformer)
         assert found is not None
         return found
+
+    def foreseen(self, config: Any) -> Any:
+        from train.directional import Foreseen
+
+        return Foreseen(config)
 
     def trainer(
         self, accelerator: Accelerator, config: Any, base: Base, adapters: AdapterSet, dataset: CachedImages, name: str

@@ -21,7 +21,7 @@ ENDLESS = 10_000
 FIRST = 8
 """Of them, those on one domain each before the first on all: enough for each domain to be drawn."""
 ALL = ["--hybrid_start", str(FIRST / ENDLESS)]
-TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder", "--least_separability", "0"]
+TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder"]
 RUNS = {
     REFERENCE: None,
     "on one domain": ["--hybrid_start", "0.99"],

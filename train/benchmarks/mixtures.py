@@ -124,7 +124,7 @@ class Shop:
             else:
                 own["family"] = self.family
             if encoders:
-                own |= {"encoder": list(encoders), "least_separability": 0}
+                own["encoder"] = list(encoders)
             self._run(file, own)
         return file
 

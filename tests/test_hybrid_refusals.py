@@ -65,7 +65,7 @@ WRONG = {
     ),
     "a domain not drawn": (
         {"hybrid_start": 0.5},
-        "--hybrid_start 0.5 of --max_train_steps 6, draw no picture of dark: give more of either",
+        "(3: --hybrid_start 0.5 of --max_train_steps 6) draw no picture of dark: give more of either",
     ),
     "a subject": ({"instance_data_dir": "warm"}, "--instance_data_dir does not go with --adapter hybrid"),
     "a family beside parts": (

@@ -173,8 +173,8 @@ class Domains(Subject):
             own, count = dataset.among(config.folders), first * dataset.order.group
             if mixing and (left := set(config.folders) - own.drawn_from(count, config.seed)):
                 raise ValueError(
-                    f"the {first} steps that train parts, --hybrid_start {config.hybrid_start:g} of --max_train_steps "
-                    f"{config.max_train_steps}, draw no picture of {', '.join(sorted(left))}: give more of either"
+                    f"the steps that train parts ({first}: --hybrid_start {config.hybrid_start:g} of --max_train_steps "
+                    f"{config.max_train_steps}) draw no picture of {', '.join(sorted(left))}: give more of either"
                 )
             samples = Phases(own, last, count)
         groups = rates(hybrids, config, first if mixing else None)

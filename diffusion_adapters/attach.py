@@ -145,8 +145,10 @@ def coverage(model: Any) -> dict[str, bool]:
 
 
 def check_names(sets: Mapping[str, AdapterSet], names: Sequence[str]) -> None:
-    """Raise ValueError for a name that no adapter in `sets` has."""
+    """Raise ValueError for a name that no adapter in `sets` has, TypeError for what is no name."""
     known = {name for adapter_set in sets.values() for name in adapter_set.infos}
     for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} is no name of an adapter: it is {type(name).__name__}, not str")
         if name not in known:
             raise ValueError(f"unknown adapter {name!r}, {nearest(name, known)}")

@@ -97,6 +97,10 @@ class Options:
                 raise ValueError(f"unknown option {name!r} for {cls.__name__}, {nearest(name, known)}")
         return cls(**values)
 
+    def idle(self, others: Options) -> dict[str, str]:
+        """Why options, of these or of `others`, have no effect beside those that are set, by name."""
+        return {}
+
     @classmethod
     def items(cls, name: str) -> type:
         """The type of one element of the tuple `name`."""

@@ -26,14 +26,23 @@ def read_kind(given: Mapping[str, Any]) -> Kind:
     return family, FAMILIES[family].Config.from_mapping({name: v for name, v in given.items() if name != "family"})
 
 
+def check_name(name: Any) -> None:
+    """Raise TypeError for what is no text, ValueError for what cannot be a name here."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} cannot be a name here: it is {type(name).__name__}, not str")
+    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+        rule = "use letters, digits, - and _, up to 64, a letter or digit first, and no word of torch"
+        raise ValueError(f"{name!r} cannot be a name here; {rule}")
+
+
 def check_parts(parts: Mapping[str, Any]) -> Table:
     """`parts` with every option filled in. Raises ValueError, TypeError that name the part."""
     found = Table()
     for name, given in parts.items():
-        if not NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
-            raise ValueError(
-                f"parts: {name!r} cannot be a name here; use letters, digits, - and _, up to 64, and no word of torch"
-            )
+        try:
+            check_name(name)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"parts: {error}") from error
         try:
             family, config = read_kind(given)
         except (ValueError, TypeError) as error:

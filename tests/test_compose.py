@@ -90,6 +90,10 @@ def test_what_cannot_be_composed_is_refused(singles):
     ):
         with pytest.raises(ValueError, match=message):
             compose_adapters(singles, name, domains)
+    with pytest.raises(TypeError, match="parts: 1 cannot be a name here: it is int, not str"):
+        compose_adapters(singles, "x", {1: "a", 2: "b"})
+    with pytest.raises(TypeError, match="3 is no name of an adapter: it is int, not str"):
+        compose_adapters(singles, "x", {"sketch": "a", "night": 3})
     assert set(list_adapters(singles)) == {*SINGLE, "two"}
     pipe = pipeline()
     for name in "ab":

@@ -17,7 +17,8 @@ from train.bases import inspect_base, load_base
 from train.data import CachedImages
 from train.data.folder import Example
 from train.directional import Directional
-from train.domains import SOURCE, balanced
+from train.domain_options import SOURCE
+from train.domains import balanced
 from train.dreambooth import DreamBoothOptions
 from train.features import DenoiserFeatures, make_features
 from train.subspace import displacement_loss, structure_loss
@@ -155,6 +156,12 @@ def test_encoders_add_up_and_a_tower_sees_decoded_pictures(tiny: str) -> None:
     alone = Setting(tiny, 16).objective()
     once = alone(setting.base, setting.base.denoiser, setting.adapters, setting.batch(SOURCE))[1]
     assert parts["loss_hybrid"] > once["loss_hybrid"]
+    weaker, better = sorted(min(means.values()) for means, _ in objective.separability.values())
+    setting.config = dataclasses.replace(setting.config, least_separability=(weaker + better) / 2)
+    assert len(setting.objective().hopeless) == 1  # beside one that sees enough
+    setting.config = dataclasses.replace(setting.config, least_separability=2 * better)
+    with pytest.raises(ValueError, match="cannot tell the domains apart"):
+        setting.objective()
 
 
 def test_a_step_costs_at_most_2_2_of_a_dreambooth_step() -> None:
@@ -178,7 +185,7 @@ def test_a_step_costs_at_most_2_2_of_a_dreambooth_step() -> None:
 
 
 def test_the_bundled_domains_are_small_and_what_the_command_draws(tmp_path: Path) -> None:
-    from train.domains import SAMPLE_DOMAINS
+    from train.domain_options import SAMPLE_DOMAINS
     from train.world.domains import BUNDLED, write
 
     files = [file for file in SAMPLE_DOMAINS.rglob("*") if file.is_file()]

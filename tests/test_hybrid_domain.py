@@ -17,7 +17,7 @@ from tests.test_directional import NAMES, picture
 from tests.tiny import save_pipeline
 from train import dreambooth, hybrid_domain
 from train.bases import inspect_base, load_base
-from train.domains import SOURCE
+from train.domain_options import SOURCE
 from train.tasks import rates
 
 FAST = {
@@ -42,9 +42,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+PARTS_ALONE = ("rank", "learning_rate", "hybrid_start")
+"""Of FAST, what has no effect where parts are given."""
+
+
 def words(base: Path, **options: object) -> list[str]:
     """A command line with two domains, unless `options` say else."""
-    said = {"pretrained_model_name_or_path": base, **FAST, "domain": [f"{name}={name}" for name in NAMES], **options}
+    fast = {name: value for name, value in FAST.items() if not ("part" in options and name in PARTS_ALONE)}
+    said = {"pretrained_model_name_or_path": base, **fast, "domain": [f"{name}={name}" for name in NAMES], **options}
     line = []
     for name, value in said.items():
         line += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
@@ -69,6 +74,11 @@ def test_it_leaves_an_adapter_with_a_dial_for_each_domain(base: Path, place: Pat
     out = Path("dreambooth-hybrid")
     assert {"adapter.safetensors", "grid.png", "README.md", "config.toml", SOURCE} <= {f.name for f in out.iterdir()}
     assert len(list((out / SOURCE).glob("*.png"))) == 3
+    card = (out / "README.md").read_text("utf-8")
+    assert "trained on pictures of warm (3) and dark (3)" in card
+    assert 'domain_weights={"warm": 1.0, "dark": 0.5}' in card
+    assert "--domain warm=1 --domain dark=0.5" in card
+    assert "Trigger" not in card
     values = trained(out)
     for name in (*NAMES, "coefficients"):
         assert any(name in key for key in values)
@@ -148,8 +158,12 @@ def test_parts_are_of_any_family(base: Path, place: Path, family: str) -> None:
 @pytest.mark.parametrize("values", ["mixing", "all"])
 def test_two_processes_agree_with_one_of_twice_the_batch(base: Path, place: Path, values: str) -> None:
     told = {"num_validation_images": 0, "checkpointing_steps": 0, "source_data_dir": "sources"}
-    told |= {"source_prompt": ["a photo of a cat", "a red cat"], "hybrid_share": 0.7, "optimizer": "torch.optim.SGD"}
-    told["hybrid_values"] = values
+    told |= {
+        "source_prompt": ["a photo of a cat", "a red cat"],
+        "hybrid_values": values,
+        "optimizer": "torch.optim.SGD",
+    }
+    told |= {"hybrid_share": 0.7} if values == "all" else {}
     assert hybrid_domain.main(words(base, output_dir="one", train_batch_size=2, **told)) == 0
 
     def work() -> None:
@@ -181,7 +195,7 @@ def test_a_run_that_was_stopped_goes_on_bitwise(base: Path, place: Path, how: st
     told |= {"lr_scheduler": "constant", "source_data_dir": "sources"}
     more = ["--gradient_checkpointing"] if how == "checkpointed" else []
     if how == "composed":
-        more = ["--part", *composed(base, dict.fromkeys(NAMES, "lora"), {NAMES[0]: ["attn2.to_q"]})]
+        told["part"] = composed(base, dict.fromkeys(NAMES, "lora"), {NAMES[0]: ["attn2.to_q"]})
     assert hybrid_domain.main([*words(base, output_dir="whole", **told), *more]) == 0
     config, adapter = dreambooth.parse(
         dreambooth.DreamBoothOptions, None, ["--adapter", "hybrid", *words(base, output_dir="parts", **told), *more]
@@ -199,6 +213,9 @@ def test_composing_trains_the_mixing_alone(base: Path, place: Path) -> None:
     parts = composed(base, {"warm": "lora", "dark": "dora"})
     assert hybrid_domain.main(words(base, part=parts, num_validation_images=0, coefficient_lr=0.1)) == 0
     values = trained("dreambooth-hybrid")
+    file, sources = "dreambooth-hybrid/config.toml", f"dreambooth-hybrid/{SOURCE}"
+    assert dreambooth.main(["--config", file, "--output_dir", "again", "--source_data_dir", sources]) == 0
+    assert same(values, trained("again"))
     mixed = {name: value for name, value in values.items() if name.endswith("coefficients")}
     assert all(value.shape == (2,) for value in mixed.values())
     assert all((value != 1).all() for value in mixed.values())
@@ -207,55 +224,3 @@ def test_composing_trains_the_mixing_alone(base: Path, place: Path) -> None:
             component, path, tensor = where.split(" ")
             kept = read_adapter(Path(f"{name}.safetensors")).tensors[component][path]
             assert torch.equal(value, kept[tensor.removeprefix(f"parts.{name}.")])
-
-
-WRONG = {
-    "one domain": ({"domain": ["warm=warm"]}, "--domain warm=warm: a hybrid has at least 2 domains"),
-    "a name twice": ({"domain": ["warm=warm", "warm=dark"]}, "--domain warm is given twice, as warm and as dark"),
-    "no form": ({"domain": ["warm", "dark=dark"]}, "--domain warm: must be NAME=PATH"),
-    "no folder": ({"domain": ["warm=warm", "dark=nowhere"]}, "nowhere: no such folder"),
-    "no name": ({"domain": ["source=warm", "dark=dark"]}, "--domain source: not a name for a domain"),
-    "a part too many": ({"part": ["cold=a.safetensors"]}, "domain cold has no --domain"),
-    "a part without a file": ({"part": ["warm=a.safetensors", "dark=b.safetensors"]}, "no such file"),
-    "no family": ({"family": "lorra"}, "did you mean 'lora'"),
-    "no encoder": ({"encoder": ["nowhere/at/all"]}, "nowhere/at/all"),
-    "levels": ({"lowest_level": 0.9}, "--lowest_level 0.9 must be below --highest_level 0.8"),
-    "no steps for parts": ({"hybrid_start": 0.0}, "--hybrid_start 0 leaves no steps to train parts"),
-    "a domain not drawn": (
-        {"hybrid_start": 0.5},
-        "--hybrid_start 0.5 of --max_train_steps 6, draw no picture of dark: give more of either",
-    ),
-    "a subject": ({"instance_data_dir": "warm"}, "--instance_data_dir does not go with --adapter hybrid"),
-    "an encoder that sees nothing": ({"least_separability": 1e9}, "cannot tell the domains apart"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_in_one_line(base: Path, place: Path, case: str, capsys) -> None:
-    told, line = WRONG[case]
-    assert hybrid_domain.main(words(base, **told)) == 2
-    said = capsys.readouterr().err
-    assert line in said
-    assert said.count("\n") == 1
-    assert not Path("dreambooth-hybrid/adapter.safetensors").exists()
-
-
-def test_domains_with_too_few_pictures_are_refused(base: Path, place: Path, capsys) -> None:
-    for number in (1, 2):
-        Path(f"dark/{number}.png").unlink()
-    assert hybrid_domain.main(words(base)) == 2
-    assert "--domain dark=dark: 1 picture" in capsys.readouterr().err
-    Path("dark/0.png").unlink()
-    assert hybrid_domain.main(words(base)) == 2
-    assert "--domain dark=dark: the folder has no files" in capsys.readouterr().err
-
-
-def test_without_a_hybrid_its_options_are_refused(base: Path, place: Path, capsys) -> None:
-    line = ["--pretrained_model_name_or_path", str(base), "--adapter", "lora", "--domain", "warm=warm", "dark=dark"]
-    assert dreambooth.main(line) == 2
-    assert "--domain has no effect without --adapter hybrid" in capsys.readouterr().err
-
-
-def test_a_part_is_no_hybrid(place: Path, capsys) -> None:
-    assert hybrid_domain.main(["--family", "hybrid"]) == 2
-    assert "--family hybrid: a part is no hybrid itself; give one of" in capsys.readouterr().err

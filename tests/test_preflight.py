@@ -20,7 +20,6 @@ from train.bases import inspect_base, load_base
 from train.bases.load import ROOT
 from train.data import cache
 from train.flags import parse
-from train.objective import Objective
 from train.tasks import attach, task_of
 
 CPU = torch.device("cpu")
@@ -35,7 +34,7 @@ def configured(argv):
 def estimated(argv, dtype=torch.float32):
     config, adapter, info = configured(argv)
     side = (config.resolution, config.resolution)
-    objective = Objective.of(config)
+    objective = task_of(config).foreseen(config)
     return memory.estimate(
         info, config, lambda b: attach(task_of(config), config, adapter, b), objective, CPU, dtype, side
     )
@@ -52,7 +51,7 @@ def real_step(argv, dtype=torch.float32):
     side = config.resolution
     told = {"moments": made.encode_image(torch.zeros(1, 3, side, side)), **made.encode_prompt(["a photo of sks cat"])}
     batch = memory._batch(told, config, (side, side))
-    objective = Objective.of(config)
+    objective = task_of(config).foreseen(config)
 
     def forward():
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -104,6 +103,19 @@ def test_gradient_checkpointing_and_prior_preservation_are_foreseen(base, place)
     twice = estimated([*argv, "--with_prior_preservation", "--class_prompt", "a cat", "--prior_source", "teacher"])
     assert 1.9 * whole.kept < twice.kept < 2.2 * whole.kept
     assert twice.base == whole.base
+
+
+@pytest.mark.parametrize("encoder", ["denoiser", "pipelines/pocket/encoder"])
+def test_a_step_on_all_domains_is_foreseen(base, place, encoder):  # noqa: F811
+    encoder = str(Path(ROOT, encoder)) if "/" in encoder else encoder
+    argv = arguments(base, "--adapter", "hybrid", "--rank", "2", "--train_batch_size", "2", "--encoder", encoder)
+    foreseen = estimated(argv)
+    forward, _, rows = real_step(argv)
+    with memory.LiveBytes() as real:
+        forward().backward()
+    assert abs(foreseen.step - rows - real.peak) <= 64
+    alone = estimated(arguments(base, "--adapter", "lora", "--rank", "2", "--train_batch_size", "2"))
+    assert foreseen.step > 1.2 * alone.step
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,15 @@ def test_names_notes_and_pictures_stay_with_their_file(ask: Callable[..., Any], 
         ask("restore", "../../red")
 
 
+def test_no_notes_leave_no_file(ask: Callable[..., Any], home: Path) -> None:
+    for given in ((), (None, None), ("", "")):
+        assert ask("annotate", "green", *given)["notes"] == {}
+        assert not (home / "green.json").exists()
+    assert ask("annotate", "green", "bright")["notes"] == {"notes": "bright"}
+    assert ask("annotate", "green", "")["notes"] == {}
+    (home / "green.json").unlink()
+
+
 def test_files_of_runs_are_copied_and_never_changed(ask: Callable[..., Any], served: Served, elsewhere: Path) -> None:
     studio = served[0]
     studio.library.scan(studio.base())

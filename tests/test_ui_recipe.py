@@ -61,8 +61,11 @@ HOSTILE = {
     "weight": ({**GOOD, "adapters": {"a": {"weight": 1e9}}}, "adapter 'a': weight must be at most"),
     "scope": ({**GOOD, "adapters": {"a": {"scopes": {"x": "y"}}}}, "must be a finite number"),
     "steps": ({**GOOD, "adapters": {"a": {"start": 0.9, "end": 0.1}}}, "0 <= start < end <= 1"),
-    "mask": ({**GOOD, "adapters": {"a": {"mask": "/etc/passwd"}}}, "mask is no PNG"),
-    "mask of another format": ({**GOOD, "adapters": {"a": {"mask": "data:image/png;base64,R0lGODlh"}}}, "no PNG"),
+    "mask": ({**GOOD, "adapters": {"a": {"mask": "/etc/passwd"}}}, "base64,, got '/etc/passwd'"),
+    "mask of another format": (
+        {**GOOD, "adapters": {"a": {"mask": "data:image/png;base64,R0lGODlh"}}},
+        "mask is no PNG: its data begin with b'GIF89a'; encode a PNG file in base64",
+    ),
     "many": ({**GOOD, "adapters": {str(i): 1.0 for i in range(100)}}, "100 adapters"),
     "source": ({**GOOD, "image": {"path": "/etc/passwd"}}, "image of a recipe must be text"),
 }

@@ -14,7 +14,7 @@ from diffusion_adapters import load_adapter, set_adapters
 pipe = DiffusionPipeline.from_pretrained({base})
 name = load_adapter(pipe, {file})
 image = pipe({prompt}, num_inference_steps={steps}, guidance_scale={guidance}).images[0]
-set_adapters(pipe, name, 0.7)  # weaker; set_adapters(pipe, []) is the base
+{dials}; set_adapters(pipe, []) is the base
 """
 
 CARD = """\
@@ -30,17 +30,14 @@ CARD = """\
 
 ## Model description
 
-A `{family}` adapter for {base}, trained by DreamBooth on {count} pictures in {steps} steps
+A `{family}` adapter for {base}, {how} in {steps} steps
 ({trained:,} trained numbers, learning rate {rate:.3g}, seed {seed}, loss {loss:.4f} over the last steps). It lives in
 the attention processors of the denoiser; `adapter.safetensors` says in its header how it was made, and `config.toml`
 repeats the run: `accelerate launch train/dreambooth.py --config {config}`.
 
 ![Loss](loss.png)
 
-## Trigger words
-
-Use `{prompt}` and put it where you like: `{example}`.
-
+{calls}
 ## Use it with diffusers
 
 With the library diffusion-adapters installed:
@@ -67,8 +64,33 @@ def plain(source: str) -> str:
     return PLAIN.format(source=json.dumps(source, ensure_ascii=False))
 
 
-def usage(*, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None) -> str:
+WORDS = """\
+## Trigger words
+
+Use `{prompt}` and put it where you like: `{example}`.
+"""
+
+DIALS = """\
+## Domains
+
+{domains}: each has a dial, and no word calls it up. All at 1 are the hybrid as it was trained, one alone is that
+domain, none is the base.
+"""
+
+
+def dials(domains: Sequence[str]) -> dict[str, float]:
+    """An example: all but the last at 1."""
+    return {name: 0.5 if name == domains[-1] else 1.0 for name in domains}
+
+
+def usage(
+    *, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None,
+    domains: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Python that loads the adapter, from `repository` on the Hub if there is one, and makes a picture."""
+    weaker = "set_adapters(pipe, name, 0.7)  # weaker"
+    if domains:
+        weaker = f"set_adapters(pipe, name, domain_weights={json.dumps(dials(domains))})  # their dials"
     told = json.dumps(file, ensure_ascii=False)
     return USAGE.format(
         more="from huggingface_hub import hf_hub_download\n" if repository else "",
@@ -77,25 +99,36 @@ def usage(*, base: str, file: str, prompt: str, steps: int, guidance: float, rep
         prompt=json.dumps(prompt, ensure_ascii=False),
         steps=steps,
         guidance=guidance,
+        dials=weaker,
     )
 
 
-def command(*, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None) -> str:
+def command(
+    *, base: str, file: str, prompt: str, steps: int, guidance: float, repository: str | None = None,
+    domains: Sequence[str] = (),
+) -> str:  # fmt: skip
     """The same from a shell."""
     fetch = f"hf download {repository} {file} --local-dir . && " if repository else ""
     options = f"--steps {steps} --guidance_scale {guidance:g}"
-    words = " ".join(shlex.quote(word) for word in ("--adapter", file, "--base", base, "--prompt", prompt))
+    given = ["--adapter", file, "--base", base, "--prompt", prompt]
+    for name, value in dials(domains).items():
+        given += ["--domain", f"{name}={value:g}"]
+    words = " ".join(shlex.quote(word) for word in given)
     return f"{fetch}python -m diffusion_adapters generate {words} {options}"
 
 
 def model_card(facts: Mapping[str, Any], prompts: Sequence[str]) -> str:
-    """A README.md in the layout of the Hub. `facts`: the fields of CARD but header and example."""
+    """A README.md in the layout of the Hub.
+
+    `facts`: the fields of CARD but header, how and calls; and the prompt, and pictures by domain, if it has several.
+    """
+    domains = facts["domains"]
     tags = ["text-to-image", "diffusers", "diffusers-training", "diffusion-adapters", facts["family"]]
     tags += [f"{facts['family']}-diffusers", "template:sd-lora"]
     header = [
         f"base_model: {json.dumps(facts['base_model'])}",
         "library_name: diffusers",
-        f"instance_prompt: {json.dumps(facts['prompt'], ensure_ascii=False)}",
+        *([] if domains else [f"instance_prompt: {json.dumps(facts['prompt'], ensure_ascii=False)}"]),
         "tags:",
         *(f"- {tag}" for tag in tags),
     ]
@@ -103,5 +136,10 @@ def model_card(facts: Mapping[str, Any], prompts: Sequence[str]) -> str:
         header.append("widget:")
     for i, prompt in enumerate(prompts):
         header += [f"- text: {json.dumps(prompt, ensure_ascii=False)}", f"  output:\n    url: image_{i}.png"]
-    example = prompts[-1] if prompts else facts["prompt"]
-    return CARD.format(header="\n".join(header), example=example, **facts)
+    if domains:
+        how = "trained on pictures of " + " and ".join(f"{name} ({count})" for name, count in domains.items())
+        calls = DIALS.format(domains=", ".join(f"`{name}`" for name in domains))
+    else:
+        how = f"trained by DreamBooth on {facts['count']} pictures"
+        calls = WORDS.format(prompt=facts["prompt"], example=prompts[-1] if prompts else facts["prompt"])
+    return CARD.format(header="\n".join(header), how=how, calls=calls, **facts)

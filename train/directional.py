@@ -21,8 +21,8 @@ from diffusion_adapters import AdapterSet
 from train.bases import Base
 from train.data import row_seed
 from train.data.dataset import CachedImages, Row
-from train.domains import SOURCE
-from train.features import Features
+from train.domain_options import SOURCE
+from train.features import Features, make_features
 from train.objective import Objective
 from train.subspace import (
     Span,
@@ -70,13 +70,16 @@ class Directional:
     ) -> None:
         """Look at all references. `turn` makes the adapter ready for a step on one domain, or on all (None).
 
-        Raises ValueError for hopeless features.
+        Raises ValueError if none of the features tells domains apart.
         """
         self.config, self.features, self.turn = config, features, turn
         self.domains = dataset.domains
         self.names = [name for name in self.domains if name != SOURCE]
         self.own = Objective.of(config)
+        self.hopeless: list[str] = []
         self.references = [self._look(base, dataset, adapters, encoder) for encoder in features]
+        if len(self.hopeless) == len(features):  # beside a better one a weak one may help
+            raise ValueError(self.hopeless[0])
 
     def __call__(
         self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]
@@ -87,6 +90,12 @@ class Directional:
             value, _ = self.own(base, denoiser, adapters, batch)
             return value, {}
         self.turn(None)
+        return self.on_all(base, denoiser, adapters, batch)
+
+    def on_all(
+        self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A step on all domains: a loss whose gradient is that of the losses between features, and these by name."""
         spread, buckets = batch["spread"], self.config.level_buckets
         levels = self.level(spread)
         batch = {**batch, "spread": base.spread_at(levels, batch["moments"])}
@@ -137,7 +146,7 @@ class Directional:
 
     @torch.no_grad()
     def _look(self, base: Base, dataset: CachedImages, adapters: AdapterSet, encoder: Features) -> list[Reference]:
-        """The references of an encoder for each part of the noise levels. Raises ValueError if it tells nothing."""
+        """The references of an encoder for each part of the noise levels. Raises ValueError if they are one."""
         count, found, said = self.config.level_buckets, [], []
         with adapters.bypassed():
             for bucket in range(count):
@@ -156,7 +165,7 @@ class Directional:
         return found
 
     def report(self, encoder: Features, ratios: Sequence[Sequence[float]], cosine: float) -> None:
-        """Log how well an encoder tells domains apart. Raises ValueError if it does not."""
+        """Log how well an encoder tells domains apart; if it does not, keep the reason."""
         means = {name: sum(own) / len(own) for name, own in zip(self.names, zip(*ratios, strict=True), strict=True)}
         self.separability = {**getattr(self, "separability", {}), encoder.name: (means, cosine)}
         shown = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
@@ -165,7 +174,7 @@ class Directional:
         least = self.config.least_separability
         if means[weakest] < least or (least and cosine > ALIKE):
             why = f"{weakest} is as the source to it" if means[weakest] < least else "two domains are one to it"
-            raise ValueError(
+            self.hopeless.append(
                 f"--encoder {encoder.name} cannot tell the domains apart: {why} ({line}); give another, or lower "
                 f"--least_separability {least}"
             )
@@ -186,3 +195,20 @@ class Directional:
                 clean = base.predict(base.denoiser, {**batch, "spread": levels}).denoised()
                 found.append(encoder(clean, batch))
         return torch.cat(found)
+
+
+class Foreseen(Directional):
+    """A step on all domains as far as its memory goes: the same forwards and features, compared with no references."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __call__(
+        self, base: Base, denoiser: nn.Module, adapters: AdapterSet, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.features = make_features(self.config.encoder, base, batch["moments"].device)
+        self.references = [dict.fromkeys(range(self.config.level_buckets)) for _ in self.features]
+        return self.on_all(base, denoiser, adapters, batch)
+
+    def loss(self, source: Tensor, target: Tensor, seen: Any) -> Tensor:
+        return (target - source).square().sum(-1)

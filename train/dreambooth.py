@@ -30,7 +30,7 @@ from train import hub, preflight, results
 from train.bases import BaseInfo, BaseOptions, inspect_base, load_base
 from train.checkpoint import CheckpointOptions
 from train.data import DataOptions, build_dataset, with_trigger
-from train.domains import DomainOptions
+from train.domain_options import DomainOptions
 from train.flags import AdapterOptions, parse
 from train.keeper import Keeper
 from train.launch import join_processes

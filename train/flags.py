@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,10 +36,7 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     Each layer overrides the one before: defaults, `train/configs/<name of the base>.toml`, `--config`, the flags.
     Raises ValueError or TypeError with one line for anything wrong; `--help` exits.
     """
-    first = _quiet(argument_parser(None, add_help=False))
-    for name in ("adapter", "family", "parts", "config", BASE_FLAG):
-        first.add_argument(f"--{name}")
-    early = {name: value for name, value in vars(first.parse_known_args(argv)[0]).items() if value is not None}
+    early = read_flags(argv, "adapter", "family", "parts", "config", BASE_FLAG)
     values = read_config(Path(early["config"])) if "config" in early else {}
     chosen = {**_defaults(script), **values, **early}
     adapter = FAMILIES.canonical(chosen["adapter"])
@@ -67,7 +65,20 @@ def parse(script: type[S], description: str | None, argv: Sequence[str] | None =
     namespace.adapter = adapter
     if adapter != family:
         namespace.family = family
-    return from_namespace(script, namespace), from_namespace(FAMILIES[family].Config, namespace)
+    config, own = from_namespace(script, namespace), from_namespace(FAMILIES[family].Config, namespace)
+    idle = config.idle(own)
+    for name in _given(parser, sys.argv[1:] if argv is None else argv):  # a file has every option, and means none by it
+        if name in idle:
+            raise ValueError(f"--{name} has no effect {idle[name]}; leave it out")
+    return config, own
+
+
+def read_flags(argv: Sequence[str] | None, *names: str) -> dict[str, str]:
+    """The values of some flags of a command line, unchecked, by name; those that are not there are left out."""
+    parser = _quiet(argument_parser(None, add_help=False))
+    for name in names:
+        parser.add_argument(f"--{name}")
+    return {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -131,6 +142,12 @@ def toml_value(value: Any) -> str:
 
 def _defaults(script: type[Options]) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(script)}
+
+
+def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """The options whose flags are on a command line."""
+    flags = parser._option_string_actions
+    return [flags[flag].dest for word in argv if (flag := word.split("=")[0]) in flags]
 
 
 def _quiet(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -17,8 +17,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from diffusion_adapters import FAMILIES
 from train.dreambooth import train
-from train.flags import HYBRID
+from train.flags import HYBRID, read_flags
 from train.launch import join_processes
 from train.script import command
 
@@ -26,7 +27,14 @@ from train.script import command
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    train(["--adapter", HYBRID, *(sys.argv[1:] if argv is None else argv)], __doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    family = FAMILIES.canonical(read_flags(argv, "adapter").get("adapter", HYBRID))
+    if family != HYBRID:
+        raise ValueError(
+            f"--adapter {family}: a hybrid is trained here; give --family {family} for its parts, or run "
+            f"train/dreambooth.py --adapter {family} for one subject"
+        )
+    train(["--adapter", HYBRID, *argv], __doc__)
 
 
 if __name__ == "__main__":

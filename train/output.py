@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
+from diffusion_adapters.file import read_safetensors, write_safetensors
+
+THUMBNAIL = 256
+"""Longer side, in pixels, of the picture in a file's header."""
 NEEDED = 16 * 2**20
 """Free space that a run asks for besides its adapter: pictures, card, plots."""
 
@@ -42,3 +50,13 @@ def write(path: Path, save: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def add_thumbnail(file: Path, image: Image.Image) -> None:
+    """Put a small copy of the picture into the header of an adapter's file, where browsers of models look for one."""
+    small, data = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.save(data, "JPEG", quality=85)
+    tensors, metadata = read_safetensors(file)
+    url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    write_safetensors(tensors, {**metadata, "modelspec.thumbnail": url}, file)

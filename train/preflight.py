@@ -19,7 +19,7 @@ from train import hub, memory, output, pilot, text, trackers
 from train.bases import BaseInfo
 from train.data import Folder, captions
 from train.data.cache import check_space
-from train.objective import Objective
+from train.tasks import task_of
 
 LOG = logging.getLogger("train")
 C = TypeVar("C")
@@ -47,6 +47,7 @@ def contradictions(config: Any) -> None:
     if config.validation_steps and config.validation_epochs:
         raise ValueError("--validation_steps and --validation_epochs both say when to look; give one of them")
     pilot.check(config)
+    config.check_stages()
 
 
 def check(accelerator: Accelerator, config: C, info: BaseInfo, folder: Folder, attach: Callable[[nn.Module], Any]) -> C:
@@ -105,7 +106,7 @@ def check_memory(
         LOG.info(f"Memory: {memory.show(room)} free on {device}, {memory.show(weights)} for the denoiser")
         return
     try:
-        needed = memory.estimate(info, config, attach, Objective.of(config), device, dtype, size)
+        needed = memory.estimate(info, config, attach, task_of(config).foreseen(config), device, dtype, size)
     except Exception as error:  # a pipeline whose steps depend on numbers: no reason not to train
         said = " ".join(str(error).split())[:200]
         LOG.info(f"Memory: {memory.show(room)} free on {device}; a step could not be foreseen ({said})")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from PIL import Image
 from diffusion_adapters import export_lora, save_adapter, set_adapters
 from diffusion_adapters.adapter import AdapterConfig
 from diffusion_adapters.attach import adapter_sets
-from diffusion_adapters.file import read_safetensors, write_safetensors
 from diffusion_adapters.options import Options, option
 from train import card, output, report
 from train.bases import Base, sample
@@ -26,8 +24,6 @@ from train.flags import to_toml
 
 LOG = logging.getLogger("train")
 LORA_FILE = "pytorch_lora_weights.safetensors"
-THUMBNAIL = 256
-"""Longer side, in pixels, of the picture in a file's header."""
 ELSEWHERE = ("under water", "in a desert", "in a studio")
 """Where the subject is put to see whether the adapter knows it apart from its pictures."""
 
@@ -74,13 +70,30 @@ class Finished:
         tail = self.records[-max(1, len(self.records) // 20) :]
         return sum(record["loss"] for record in tail) / len(tail)
 
+    @property
+    def rate(self) -> float:
+        """The learning rate; of a hybrid of given parts that of what is trained."""
+        config = self.config
+        return config.coefficient_lr if config.several and config.part else config.learning_rate
+
+    @property
+    def domains(self) -> dict[str, int]:
+        """Pictures by domain, if there are several."""
+        return Counter(example.domain for example in in_turn(self.folder)) if self.config.several else {}
+
+    @property
+    def subject(self) -> str:
+        """What it was trained on, in words."""
+        return ", ".join(self.domains) or self.config.instance_prompt
+
     def save(self, path: Path) -> Path:
         """Write the adapter's file, with what is known of its training."""
         config = self.config
-        facts = {name: getattr(config, name) for name in ("learning_rate", "train_batch_size", "resolution", "seed")}
+        facts = {name: getattr(config, name) for name in ("train_batch_size", "resolution", "seed")}
         facts |= {
+            "learning_rate": self.rate,
             "steps": self.picked or len(self.records),
-            "pictures": len(self.folder.examples),
+            "pictures": len(in_turn(self.folder)),
             "loss": round(self.loss, 6),
         }
         trigger = None if config.several else config.instance_prompt  # no word calls up a domain
@@ -134,24 +147,14 @@ def write(run: Finished) -> Path:
     for i, images in enumerate(after):
         output.write(folder / f"image_{i}.png", lambda path, image=images[0]: image.save(path, "PNG"))
     shown = [example.images[0] for example in in_turn(run.folder)[:16]]  # each is opened anew
-    title = f"{config.adapter}, {run.picked or len(run.records)} steps: {config.instance_prompt}"
+    title = f"{config.adapter}, {run.picked or len(run.records)} steps: {run.subject}"
     if after:
         for path in (file, folder / LORA_FILE) if plain else (file,):
-            add_thumbnail(path, after[0][0])
+            output.add_thumbnail(path, after[0][0])
     sheet = report.grid(shown, list(zip(prompts, before, after, strict=True)), title)
     output.write(folder / "grid.png", lambda path: sheet.save(path, "PNG"))
     output.write(folder / "README.md", lambda path: path.write_text(_card(run, prompts, plain), "utf-8"))
     return file
-
-
-def add_thumbnail(file: Path, image: Image.Image) -> None:
-    """Put a small copy of the picture into the header of an adapter's file, where browsers of models look for one."""
-    small, data = image.convert("RGB"), io.BytesIO()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    small.save(data, "JPEG", quality=85)
-    tensors, metadata = read_safetensors(file)
-    url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-    write_safetensors(tensors, {**metadata, "modelspec.thumbnail": url}, file)
 
 
 def pictures(run: Finished, prompts: Sequence[str]) -> tuple[list[list[Image.Image]], list[list[Image.Image]]]:
@@ -173,7 +176,8 @@ def _settings(run: Finished, file: str) -> dict[str, Any]:
     own = config.validation_prompt is None or config.several
     prompt = validation_prompts(config)[-1] if own else config.instance_prompt
     steps, guidance = config.num_inference_steps, config.guidance_scale
-    return {"base": run.source, "file": file, "prompt": prompt, "steps": steps, "guidance": guidance}
+    own = {"base": run.source, "file": file, "prompt": prompt, "steps": steps, "guidance": guidance}
+    return {**own, "domains": list(run.domains)}
 
 
 def _card(run: Finished, prompts: Sequence[str], plain: bool) -> str:
@@ -184,16 +188,17 @@ def _card(run: Finished, prompts: Sequence[str], plain: bool) -> str:
     here = Path() if folder.is_absolute() or repository else folder
     settings = {**_settings(run, str(here / "adapter.safetensors")), "repository": repository}
     facts = {
-        "title": f"{run.name}: {config.instance_prompt}",
+        "title": f"{run.name}: {run.subject}",
         "family": config.adapter,
         "base_model": model,
         "base": f"`{model}`" if Path(model).exists() else f"[{model}](https://huggingface.co/{model})",
         "config": folder / "config.toml",
         "prompt": config.instance_prompt,
         "count": len(run.folder.examples),
+        "domains": run.domains,
         "steps": run.picked or len(run.records),
         "trained": run.trained,
-        "rate": config.learning_rate,
+        "rate": run.rate,
         "seed": config.seed,
         "loss": run.loss,
         "plain": card.plain(repository or str(folder if not folder.is_absolute() else ".")) if plain else "",

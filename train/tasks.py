@@ -25,7 +25,9 @@ from diffusion_adapters.options import Options
 from train.bases import Base, BaseInfo
 from train.data import CachedImages, DataOptions, Folder, check_data, generate_missing, read_folder
 from train.data.phases import Phases
-from train.domains import SOURCE, add_sources, named, read_domains, source_prompts
+from train.domain_checks import check_encoders, check_parts, domain_named
+from train.domain_options import SOURCE
+from train.domains import add_sources, read_domains, source_prompts
 from train.engine import Trainer
 from train.flags import HYBRID
 from train.objective import Objective
@@ -80,6 +82,10 @@ class Subject:
         """The loop, with what a step minimizes."""
         return Trainer(accelerator, config, base, adapters, dataset, objective=Objective.of(config))
 
+    def foreseen(self, config: Any) -> Any:
+        """The step that takes the most memory, to try it out without numbers."""
+        return Objective.of(config)
+
 
 class Domains(Subject):
     """Several folders, each of one domain, and an adapter with a part and a dial for each."""
@@ -87,8 +93,10 @@ class Domains(Subject):
     def check(self, config: Any) -> None:
         config.check_domains()
         for name, path in config.folders.items():
-            with named(name, path):
+            with domain_named(name, path):
                 check_data(dataclasses.replace(config, instance_data_dir=path))
+        check_parts(config.pairs("part"))
+        check_encoders(config.encoder)
 
     def family(self, config: Any) -> str:
         return config.family
@@ -100,6 +108,7 @@ class Domains(Subject):
         return dataclasses.replace(config, instance_prompt=prompt)
 
     def read(self, config: Any, info: BaseInfo) -> Folder:
+        check_parts(config.pairs("part"), info)
         return read_domains(config, config.resolution, config.seed, info.multiple)
 
     def shown(self, config: Any, folder: Folder) -> Any:
@@ -131,6 +140,11 @@ class Domains(Subject):
         assert found is not None
         return found
 
+    def foreseen(self, config: Any) -> Any:
+        from train.directional import Foreseen
+
+        return Foreseen(config)
+
     def trainer(
         self, accelerator: Accelerator, config: Any, base: Base, adapters: AdapterSet, dataset: CachedImages, name: str
     ) -> Trainer:
@@ -152,15 +166,15 @@ class Domains(Subject):
 
         objective = Directional(config, base, dataset, adapters, features, turn)
         mixing = config.hybrid_values == "mixing"
-        first = 0 if config.part else round(config.hybrid_start * config.max_train_steps)
+        first = config.own_steps
         last = dataset.among([SOURCE]) if mixing else dataset
         samples = last
         if first:
             own, count = dataset.among(config.folders), first * dataset.order.group
             if mixing and (left := set(config.folders) - own.drawn_from(count, config.seed)):
                 raise ValueError(
-                    f"the {first} steps that train parts, --hybrid_start {config.hybrid_start:g} of --max_train_steps "
-                    f"{config.max_train_steps}, draw no picture of {', '.join(sorted(left))}: give more of either"
+                    f"the steps that train parts ({first}: --hybrid_start {config.hybrid_start:g} of --max_train_steps "
+                    f"{config.max_train_steps}) draw no picture of {', '.join(sorted(left))}: give more of either"
                 )
             samples = Phases(own, last, count)
         groups = rates(hybrids, config, first if mixing else None)

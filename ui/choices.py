@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion_adapters import FAMILIES, AdapterConfig
 from diffusion_adapters.options import Options
-from train.domains import DomainOptions
+from train.domain_options import DomainOptions
 from train.dreambooth import DreamBoothOptions
 from train.flags import BASE_FLAG, CONFIGS, HYBRID, for_family, known_good, parse, read_config, toml_value
 from train.hub import HubOptions

@@ -79,6 +79,8 @@ class Home:
         with self._lock:
             self._own(entry)
             notes = {key: value for key, value in {**entry.notes, **changes}.items() if value is not None}
+            if notes == entry.notes:
+                return
             text = json.dumps(notes, indent=2, ensure_ascii=False) + "\n"
             if len(text.encode()) > MAX_NOTES:
                 raise ValueError(f"notes of {len(text.encode())} bytes; at most {MAX_NOTES} are kept")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from diffusion_adapters import AdapterWeight
 from diffusion_adapters.options import Options, option
@@ -119,9 +119,11 @@ def decode_image(text: str, name: str) -> Image.Image:
     """The picture of a data URI. Raises ValueError for what is no PNG, or too large a one."""
     try:
         if not text.startswith(DATA):
-            raise ValueError("it must begin with " + DATA)
+            raise ValueError(f"it must begin with {DATA}, got {text[:40]!r}")
         data = base64.b64decode(text.removeprefix(DATA), validate=True)
         return open_png(io.BytesIO(data))
+    except UnidentifiedImageError:  # it names an object in memory
+        raise ValueError(f"{name} is no PNG: its data begin with {data[:8]!r}; encode a PNG file in base64") from None
     except (ValueError, OSError, SyntaxError) as error:
         raise ValueError(f"{name} is no PNG: {error}") from None
 

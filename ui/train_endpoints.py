@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
 
@@ -14,8 +14,12 @@ from ui.check import check
 from ui.choices import BASE_FLAG, Choices, family_in
 from ui.common import App
 from ui.library import ERRORS
+from ui.programs import Programs
 from ui.progress import scores
 from ui.runs import Run, Runs
+
+Files = Annotated[list[str] | None, "pictures, and what lies beside them"]
+Settings = Annotated[dict[str, Any] | None, "a mapping of options of the trainer to values"]
 
 
 def build(app: App, runs: Runs, choices: Choices) -> None:
@@ -39,37 +43,34 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
         refused = run.pictures.add(Path(file) for file in files or [])
         return {name: app.library.plain(ValueError(why)) for name, why in refused.items()}
 
-    def list_runs() -> list[dict]:  # type: ignore[type-arg]  # gradio reads the hint
+    def list_runs() -> list[dict[str, Any]]:
         """The runs, the newest first: name, state, step, total, loss, left (h:mm:ss), said (why it ended), place in
         the queue, and number of pictures. `state` is draft, queued, starting, training, finishing, stopping, stopped,
         done, failed or killed."""
-        with app.toasts():
-            return [told(run) for run in runs.list()]
+        return [told(run) for run in runs.list()]
 
     def one_run(name: str) -> dict[str, Any]:
         """A run as in /runs, with its `settings`, the `records` of its steps and the `scores` of its looks."""
-        with app.toasts():
-            run = runs.find(name)
-            settings = choices.read(run.settings) if run.settings.is_file() else {}
-            more = {"settings": settings, "records": records.read(run.folder), "scores": scores(run.folder)}
-            return {**told(run), **more}
+        run = runs.find(name)
+        settings = choices.read(run.settings) if run.settings.is_file() else {}
+        more = {"settings": settings, "records": records.read(run.folder), "scores": scores(run.folder)}
+        return {**told(run), **more}
 
-    def train(name: str, files: list[str] | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    def train(name: str, files: Files = None, settings: Settings = None) -> dict[str, Any]:
         """Begin a run called `name` on pictures, with NAME.txt for the caption and NAME.mask.png for the mask of
         NAME.png; the answer is the run as in /runs, and `refused`: file name -> reason. `settings`: option of the
         trainer -> value, over those of /training_options."""
-        with app.toasts():
-            values = values_of(settings)
-            run = runs.create(name)
-            refused = taken(run, files)
-            try:
-                runs.start(run.name, choices.toml(values, run.pictures.path, run.folder))
-            except ERRORS:
-                runs.remove(run.name)
-                raise
-            return {**told(run), "refused": refused}
+        values = values_of(settings)
+        run = runs.create(name)
+        refused = taken(run, files)
+        try:
+            runs.start(run.name, choices.toml(values, run.pictures.path, run.folder))
+        except ERRORS:
+            runs.remove(run.name)
+            raise
+        return {**told(run), "refused": refused}
 
-    def check_run(name: str, files: list[str] | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    def check_run(name: str, files: Files = None, settings: Settings = None) -> dict[str, Any]:
         """What /train with the same arguments would make of them; nothing is kept. `pictures`: number of those taken;
         `refused`: file name -> reason; `why`: why the run itself would be refused, empty if it would not; `lines`:
         what is used, memory and time, for people; `steps` of the run, null if refused; `seconds_per_step` of three
@@ -91,34 +92,27 @@ def build(app: App, runs: Runs, choices: Choices) -> None:
 
     def stop(name: str, now: bool = False) -> dict[str, Any]:
         """Finish the step, save and end; with `now`, end without saving. A run that waits leaves the queue."""
-        with app.toasts():
-            return told(runs.stop(name, now))
+        return told(runs.stop(name, now))
 
     def resume(name: str, steps: int | None = None) -> dict[str, Any]:
         """Go on from the last checkpoint of a run, up to its number of steps or to `steps`."""
-        with app.toasts():
-            return told(runs.resume(name, steps))
+        return told(runs.resume(name, steps))
 
     def delete_run(name: str) -> None:
         """Delete a run with its pictures and everything that it made."""
-        with app.toasts():
-            runs.remove(name)
+        runs.remove(name)
 
     def training_options(base: str = "", adapter: str = "lora", preset: str = "") -> dict[str, Any]:
         """The options of the trainer that may be set, with the values that a run begins with."""
-        with app.toasts():
-            return choices.start(base or app.studio.first, adapter, preset)
+        return choices.start(base or app.studio.first, adapter, preset)
 
-    settings = gr.JSON(label="Option of the trainer -> value", visible=False)
-    name, files = (
-        gr.Textbox(label="Name", visible=False),
-        gr.File(label="Pictures", file_count="multiple", visible=False),
-    )
-    answer = gr.JSON(label="The run", visible=False)
-    given, found = [name, files, settings], gr.JSON(label="What would become of it", visible=False)
-    gr.Button(visible=False).click(train, given, answer, api_name="train", concurrency_limit=1)
-    gr.Button(visible=False).click(check_run, given, found, api_name="check", concurrency_limit=2)
-    gr.api(list_runs, api_name="runs")
-    gr.api(one_run, api_name="run")
-    for endpoint in (stop, resume, delete_run, training_options):
-        gr.api(endpoint)
+    programs = Programs(app)
+    files = {"files": gr.File(label="pictures", file_count="multiple", visible=False)}
+    programs.add(train, "run", files=files, concurrency_limit=1)
+    programs.add(check_run, "found", name="check", files=files, concurrency_limit=2)
+    programs.add(list_runs, "runs", name="runs")
+    programs.add(one_run, "run", name="run")
+    programs.add(stop, "run")
+    programs.add(resume, "run")
+    programs.add(delete_run, "nothing")
+    programs.add(training_options, "options")

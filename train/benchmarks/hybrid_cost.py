@@ -18,14 +18,16 @@ from train.flags import HYBRID
 REFERENCE = "DreamBooth"
 ENDLESS = 10_000
 """Steps of a run that is left before its end."""
-ALL = ["--hybrid_start", str(1 / ENDLESS), "--hybrid_share", "0.99"]
-TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder", "--least_separability", "0"]
+FIRST = 8
+"""Of them, those on one domain each before the first on all: enough for each domain to be drawn."""
+ALL = ["--hybrid_start", str(FIRST / ENDLESS)]
+TWO = ["--encoder", "denoiser", "pipelines/pocket/encoder"]
 RUNS = {
     REFERENCE: None,
     "on one domain": ["--hybrid_start", "0.99"],
     "on all domains, mixing": ALL,
     "on all domains, mixing, by two encoders": [*ALL, *TWO],
-    "on all domains, parts too": [*ALL, "--hybrid_values", "all"],
+    "on all domains, parts too": [*ALL, "--hybrid_values", "all", "--hybrid_share", "0.99"],
 }
 """Row -> flags of a hybrid."""
 COLUMNS = {"operations": "multiplications", "cpu": "processor time", "wall": "wall time", "peak": "peak memory"}
@@ -48,7 +50,7 @@ def measure(family: str, folder: Path, repeats: int = 15) -> dict[str, dict[str,
         runs = {}
         for number, (name, flags) in enumerate(RUNS.items()):
             runs[name] = stack.enter_context(contextlib.closing(steps_of(family, flags, folder / str(number))))
-            for _ in range(2):  # the first is on one domain; what the optimizer keeps is made
+            for _ in range(FIRST + 1):  # on one domain, then on all; what the optimizer keeps is made
                 next(runs[name])
         found: dict[str, dict[str, list[float]]] = {name: {column: [] for column in COLUMNS} for name in RUNS}
         for _ in range(repeats):

@@ -15,7 +15,7 @@ from PIL import Image
 from diffusion_adapters import bake, merge_adapters, use_adapters
 from diffusion_adapters.attach import adapter_sets
 from train.benchmarks.blending import draw, load_base
-from train.domains import DomainOptions
+from train.domain_options import DomainOptions
 from train.dreambooth import main as dreambooth
 from train.flags import HYBRID
 from train.world.captions import BACKGROUNDS, KINDS
@@ -115,14 +115,16 @@ class Shop:
         label = "-".join([HYBRID, *["composed"] * composed, *(Path(name).name for name in encoders), "+".join(domains)])
         file = self.work_dir / "trained" / f"{self.family}-{label}-{self.seed}" / "adapter.safetensors"
         if not file.is_file():
-            own: dict[str, Any] = {"adapter": HYBRID, "family": self.family}
+            own: dict[str, Any] = {"adapter": HYBRID}
             own["domain"] = [f"{domain}={self.folder(domain)}" for domain in domains]
             own["source_data_dir"] = self.work_dir / "sources" / "+".join(domains)
             own["max_train_steps"] = self.steps if composed else round(self.steps * len(domains) / OWN)
             if composed:
                 own["part"] = [f"{domain}={self.single(domain)}" for domain in domains]
+            else:
+                own["family"] = self.family
             if encoders:
-                own |= {"encoder": list(encoders), "least_separability": 0}
+                own["encoder"] = list(encoders)
             self._run(file, own)
         return file
 

@@ -20,7 +20,7 @@ from train.bases import BaseInfo, load_base, sample
 from train.data.buckets import Size, row_seed
 from train.data.folder import Example, Folder, content, read_into
 from train.data.options import DataOptions
-from train.data.sources import Listing, Source, files_of
+from train.data.sources import Listing, Source, check_place, files_of
 
 LOG = logging.getLogger("train")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -68,11 +68,8 @@ class PriorOptions(Options):
             raise ValueError(f"--class_data_dir {self.class_data_dir} has no effect with --prior_source teacher")
         if not teacher and self.class_data_dir is None:
             raise ValueError(f"{flag} needs --class_data_dir, or --prior_source teacher, which needs no images")
-        above = self.class_data_dir and next(
-            p for p in (self.class_data_dir, *self.class_data_dir.parents) if p.exists()
-        )
-        if above and not above.is_dir():
-            raise ValueError(f"--class_data_dir {self.class_data_dir}: {above} is a file; give the name of a folder")
+        if self.class_data_dir is not None:
+            check_place(f"--class_data_dir {self.class_data_dir}", self.class_data_dir)
 
 
 def class_images(config: Any, bucket: Size) -> Folder:

@@ -75,6 +75,13 @@ def check_folder(flag: str, path: Path) -> None:
         raise ValueError(f"{flag} is a file; give the folder that holds the pictures")
 
 
+def check_place(flag: str, path: Path) -> None:
+    """Raise ValueError unless `path` is a folder, or can be made one."""
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise ValueError(f"{flag}: {above} is a file; give the name of a folder")
+
+
 def files_of(path: Path) -> list[Path]:
     """The files of a folder by name, without hidden ones."""
     return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))

@@ -89,7 +89,18 @@ def load_model(path: str) -> tuple[Any, Any]:
 
     Its numbers are read from safetensors alone.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoModel
+
+    processor = read_processor(path)
+    try:
+        return from_safetensors(AutoModel, path, dtype=torch.float32), processor
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, error) from None
+
+
+def read_processor(path: str) -> Any:
+    """What prepares pictures for a model with image features, none of whose numbers is read. Raises as `load_model`."""
+    from transformers import AutoConfig, AutoImageProcessor
 
     if Path(path).is_file():
         raise ValueError(f"encoder {path} is a file; give the folder of a transformers model, with its config.json")
@@ -104,10 +115,13 @@ def load_model(path: str) -> tuple[Any, Any]:
             "such as facebook/dinov2-base or openai/clip-vit-base-patch32"
         )
     try:
-        model = from_safetensors(AutoModel, path, dtype=torch.float32)
-        return model, AutoImageProcessor.from_pretrained(path)
+        return AutoImageProcessor.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"encoder {path} cannot be loaded: {' '.join(str(error).split())}") from None
+        raise _unloadable(path, error) from None
+
+
+def _unloadable(path: str, error: Exception) -> ValueError:
+    return ValueError(f"encoder {path} cannot be loaded: {' '.join(str(error).split())}")
 
 
 def _architecture(config: Any) -> Any:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import gradio as gr
 
-from ui.axes import Axis
+from ui import compare_endpoints
 from ui.common import GPU, QUIET, SOON, App, paced
 from ui.grid import Plan
 from ui.history import Session, store
@@ -19,8 +19,7 @@ from ui.pick import JS, picked
 from ui.plans import DRAW, GRID, Plans
 from ui.recipe import KEY
 from ui.refill import Refill
-from ui.request import Request
-from ui.scores import Judge, pictures_of
+from ui.scores import Judge
 from ui.sheet import Result
 from ui.studio import StoppedError
 
@@ -83,7 +82,7 @@ class Compare:
         shown = [self.slider, self.single, self.facts, self.chosen, self.take, self.app.recipe]
         self.table.click(self.choose, [self.result, self.chosen], shown, **SOON)
         self.take.click(self.open, [self.result, self.chosen], [self.app.recipe, self.app.tabs], **SOON)
-        self.endpoints()
+        compare_endpoints.build(self.app, self.draw)
 
     def begin(self, session: Session, count: int) -> int:
         """Draw, in place of what is drawn or waits to be."""
@@ -174,43 +173,6 @@ class Compare:
     def open(self, result: Result, chosen: list[int]) -> tuple[Any, Any]:
         """Hand the chosen picture's recipe to the Create tab, and open it."""
         return json.loads(result.pictures[chosen[-1]].info[KEY]), self.app.go("Create")
-
-    def endpoints(self) -> None:
-        """/grid and /blend_map for programs."""
-
-        def drawn(plan: Plan, subject: str) -> tuple[str, list[dict[str, Any]]]:
-            files = pictures_of(subject, self.app.library) if subject else []
-            *_, result = self.draw(plan, files, lambda: None, lambda *_, **__: None)
-            cells = [json.loads(result.pictures[i].info[KEY]) for i in range(len(result.cells))]
-            told = [{"label": c.label, "scores": result.scores.get(i, {})} for i, c in enumerate(result.cells)]
-            rows = [{**one, "recipe": recipe} for one, recipe in zip(told, cells, strict=True)]
-            return store(result.sheet(), self.single.GRADIO_CACHE), rows
-
-        def grid(
-            x: dict[str, Any], y: dict[str, Any] | None, request: dict[str, Any] | None, adapters: list[str] | None,
-            weight: float, subject: str,
-        ) -> tuple[str, list[dict[str, Any]]]:  # fmt: skip
-            """Draw a grid: the sheet, a PNG with its recipe, and label, scores and recipe of each cell. An axis is
-            {kind, values, of}; `request` has fields of /generate; `adapters` are in every cell, times `weight`."""
-            with self.app.toasts():
-                axes = Axis.read(x), Axis.read(y) if y else None
-                return drawn(Plan(Request.from_page(request or {}), *axes, tuple(adapters or ()), weight), subject)
-
-        def blend_map(
-            first: str, second: str, alphas: str, betas: str, request: dict[str, Any] | None, subject: str
-        ) -> tuple[str, list[dict[str, Any]]]:
-            """Draw the α × β map of two adapters; `alphas`, `betas`: numbers, or '0 to 1 in 5'."""
-            with self.app.toasts():
-                plan = Plan.of_blend(Request.from_page(request or {}), first, second, alphas, betas)
-                return drawn(plan, subject)
-
-        texts = {name: gr.Textbox(label=name, visible=False) for name in ("first", "second", "alphas", "betas")}
-        x, y, asked, adapters = (gr.JSON(label=name, visible=False) for name in ("x", "y", "request", "adapters"))
-        weight, subject = gr.Number(1.0, label="weight", visible=False), gr.Textbox(label="subject", visible=False)
-        outputs = [gr.Image(label="sheet", type="filepath", format="png", visible=False), gr.JSON(visible=False)]
-        hidden = gr.Button(visible=False)
-        hidden.click(grid, [x, y, asked, adapters, weight, subject], outputs, api_name="grid", **GPU)
-        hidden.click(blend_map, [*texts.values(), asked, subject], outputs, api_name="blend_map", **GPU)
 
 
 def build(app: App) -> None:

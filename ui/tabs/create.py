@@ -89,7 +89,7 @@ class Create:
         page = gr.context.Context.root_block
         assert page is not None
         self.memory.wire(page, self.asked, self.drop)
-        endpoints.build(self.app, fields, view.history)
+        endpoints.build(self.app)
 
     def read(self, asked: Sequence[Any]) -> tuple[Request, dict[str, Dial], Any, dict[str, Any]]:
         """Request, adapters, source picture and the rest, from the values of `asked`."""

@@ -183,6 +183,8 @@ def test_what_is_set_survives_a_reload(open_page: Callable[..., Any]) -> None:
     choose(page, "Adapters in every picture", "red")
     page.get_by_role("button", name="Scores").click()
     choose(page, "Subject at hand", SAMPLE)
+    page.get_by_label("Columns", exact=True).and_(page.locator("input:visible")).focus()  # looked at, and left
+    page.keyboard.press("Tab")
     page.get_by_label("Blend map").check()
     kept(page, lambda: page.get_by_label("α: its weights, across").fill("0, half typed"))
 

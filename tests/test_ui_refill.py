@@ -114,6 +114,7 @@ def test_what_the_browser_kept_is_put_back_as_far_as_it_is_there(refill: Refill)
     assert (fresh["first"], fresh["second"]) == ("cat checkpoint-10", "cat checkpoint-20")
     kept = {
         **given, "mode": "Blend map", "x_kind": "checkpoint", "x_of": "cat", "x_names": ["20", "99"], "y_kind": "",
+        "x_meant": "checkpoint", "y_meant": "",
         "x_text": "0, half typed", "adapters": ["gone"], "first": "red", "second": "gone", "subject": "nobody",
     }  # fmt: skip
     back = reloaded(refill, kept)

@@ -43,18 +43,25 @@ class AxisControls:
                 FIRST.get(kind, ""), label=f"{title}: values", lines=1, max_lines=6, visible=kind not in CHOOSERS,
                 info=HELP.get(kind, NUMBERS), **common,
             )  # fmt: skip
-        self.parts = {"kind": self.kind, "of": self.of, "names": self.names, "text": self.text}
+        self.meant = gr.State(kind)
+        self.parts = {"kind": self.kind, "of": self.of, "names": self.names, "text": self.text, "meant": self.meant}
+        """The last is the kind that the others are for: a list that is left unchanged tells so as well."""
 
     def wire(self) -> None:
         """Another kind has other values, another run other checkpoints."""
         parts, base = list(self.parts.values()), self.plans.parts["base"]
-        self.kind.input(lambda kind, base: self.fill([kind, "", [], FIRST.get(kind, "")], base), [self.kind, base],
-                        parts, **SOON)  # fmt: skip
+        self.kind.blur(self.turn, [self.kind, self.meant, base], parts, **SOON)
         self.of.input(lambda base, *given: self.fill(given, base)[2], [base, *parts], self.names, **SOON)
+
+    def turn(self, kind: str, meant: str, base: str) -> list[Any]:
+        """Updates for another kind."""
+        if kind == meant:
+            return [gr.skip()] * len(self.parts)
+        return self.fill([kind, "", [], FIRST.get(kind, ""), kind], base)
 
     def fill(self, values: Sequence[Any], base: str) -> list[Any]:
         """Updates that put values into the parts; of what is not there for a base, what is."""
-        kind, of, names, text = values
+        kind, of, names, text, _ = values
         owners: list[Any] = {
             "weight": [("all adapters", ""), *self.plans.choices(base)], "checkpoint": self._runs(base)
         }.get(kind, [])  # fmt: skip
@@ -67,15 +74,17 @@ class AxisControls:
             gr.update(choices=every, value=[n for n in names or () if n in keys(every)], visible=kind in CHOOSERS),
             gr.update(value=text, visible=bool(kind) and kind not in CHOOSERS, lines=3 if kind == "prompt" else 1,
                       info=HELP.get(kind, NUMBERS)),
+            kind,
         ]  # fmt: skip
 
     def values(self, axis: Axis | None) -> list[Any]:
         """What stands in the parts for an axis."""
         if axis is None:
-            return ["", "", [], ""]
+            return ["", "", [], "", ""]
         chosen = axis.kind in CHOOSERS
         text = ("\n" if axis.kind == "prompt" else ", ").join(map(str, axis.values))
-        return [axis.kind, axis.of, [str(value) for value in axis.values] if chosen else [], "" if chosen else text]
+        names = [str(value) for value in axis.values]
+        return [axis.kind, axis.of, names if chosen else [], "" if chosen else text, axis.kind]
 
     def _runs(self, base: str) -> list[str]:
         return list(self.plans.app.library.runs(self.plans.app.studio.base(base)))
@@ -89,7 +98,7 @@ class AxisControls:
             return list(self.plans.app.library.runs(own).get(of or "", {}))
         return sorted({entry.family for entry in usable.values()}) if kind == "family" else []
 
-    def read(self, kind: str, of: str | None, names: list[str], text: str, base: str) -> Axis | None:
+    def read(self, kind: str, of: str | None, names: list[str], text: str, meant: str, base: str) -> Axis | None:
         """The axis that the values of `parts` make. Raises ValueError."""
         if not kind:
             return None

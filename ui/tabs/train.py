@@ -87,7 +87,7 @@ class Train:
         form.wire(self.preset)
         data.wire(After(self.opened, [*state, self.name]), form.parts["", "masked_loss"])
         page.load(self.recall, self.app.training, whole, **QUIET)
-        self.run.input(self.open, self.run, whole, **QUIET)
+        self.run.blur(self.turn, [self.run, self.view.seen], whole, **QUIET)
         self.run.focus(lambda: gr.update(choices=self.listed()), None, self.run, **QUIET)
         self.timer.tick(self.tick, [self.run, view.seen], state, **QUIET)
         gr.on(
@@ -140,6 +140,10 @@ class Train:
         run = self.found(name)
         updates = {self.name: gr.update(visible=run is None), self.again.sure: gr.update(visible=False)}
         return {**self.state(run, {}), **updates}
+
+    def turn(self, name: str, seen: dict[str, Any]) -> dict[Any, Any]:
+        """Updates that show another run: a list that is left unchanged tells so as well."""
+        return {self.run: gr.skip()} if name == (seen.get("run") or "") else self.open(name)
 
     def open(self, name: str) -> dict[Any, Any]:
         """Updates that show a run with its pictures and its settings."""

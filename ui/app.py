@@ -24,7 +24,7 @@ POLICY = (
 """The browser talks to this server alone."""
 
 
-NAME = "Blend Studio · diffusion-adapters"
+NAME = "Blend Studio"
 OPEN = "title => title ? {__type__: 'update', selected: title} : {__type__: 'update'}"
 """Opens the tab that was open before the page was loaded anew; in the browser, as a visitor clicks before an answer."""
 
@@ -49,7 +49,7 @@ class Guard:
 
 def build(studio: Studio) -> gr.Blocks:
     """The page, ready for `open_page`."""
-    with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title=f"{NAME} · diffusion-adapters", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         page.queue(max_size=100, default_concurrency_limit=1)  # at once: it reads all that the page has by then
         gr.Markdown(f"## {NAME}")
         app = App(studio, studio.library)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tomllib
 from pathlib import Path
@@ -144,6 +145,18 @@ def test_parts_have_the_rates_of_their_families(base: Path, place: Path) -> None
             assert found[id(value)]["lr"] == pytest.approx(rate)
             assert found[id(value)]["steps"] == (0, 4)
     assert mixed == {"params": [hybrid.coefficients], "lr": 0.5, "steps": (4, 6)}
+
+
+def test_parts_of_any_two_families_fit_a_denoiser_without_numbers(base: Path) -> None:
+    info = inspect_base(dreambooth.DreamBoothOptions(pretrained_model_name_or_path=str(base)))
+    families = [name for name in FAMILIES if name != "hybrid"]
+    sizes = {"loldu": {"rank": 2}, "boft": {"block_size": 2, "stages": 1}, "oft": {"block_size": 2}}
+    for pair in itertools.product(families, repeat=2):
+        parts = {name: {"family": kind, **sizes.get(kind, {})} for name, kind in zip(NAMES, pair, strict=True)}
+        blank = info.denoiser()
+        assert blank is not None
+        found = add_adapter(blank, "x", "hybrid", target_modules=["attn2.to_q"], parts=parts)
+        assert found.places(), pair
 
 
 @pytest.mark.parametrize("family", ["loldu", "wara", "transformed_lora"])

@@ -79,7 +79,7 @@ def run(
     config = preflight.check(accelerator, config, info, folder, attached)
     name = config.output_dir.resolve().name.replace(".", "-") or config.adapter
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    with Watch(accelerator, config, adapter, name, folder) as watch:
+    with Watch(accelerator, config, name, folder) as watch:
         folder = task.generate(accelerator, config, info, folder, stop)
         base = load_base(info, config, accelerator.device, dtype)
         dataset = build_dataset(accelerator, base, config, folder, live_texts=config.live_texts)

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
-from diffusion_adapters import AdapterConfig, set_adapters
+from diffusion_adapters import set_adapters
 from train import output, report
 from train.bases import sample
 from train.data import Folder
@@ -29,10 +29,8 @@ LOG = logging.getLogger("train")
 class Watch:
     """Called with each record of the loop, on every process; only the main one writes. `stop` asks the loop to end."""
 
-    def __init__(
-        self, accelerator: Accelerator, config: Any, adapter: AdapterConfig, name: str, folder: Folder
-    ) -> None:
-        """Start the trackers, load the pilot's encoders, write config.toml. `name`: of the adapter."""
+    def __init__(self, accelerator: Accelerator, config: Any, name: str, folder: Folder) -> None:
+        """Start the trackers, load the pilot's encoders. `name`: of the adapter."""
         self.accelerator, self.config, self.name = accelerator, config, name
         self.trackers = Trackers(accelerator, config, f"dreambooth-{config.adapter}", config.output_dir)
         self.every = period(config, len(folder), accelerator.num_processes)
@@ -43,14 +41,13 @@ class Watch:
             self.pilot = Pilot(config, self.prompts, shown, accelerator.device)
         self.records: list[dict[str, float]] = []
         self.journal: Journal | None = None
-        if accelerator.is_main_process:
-            save_config(config, adapter)
 
     def begin(self, run: Finished, trainer: Trainer) -> None:
-        """Look at the run of `trainer` from now on; `run` saves its adapter."""
+        """Look at the run of `trainer` from now on, and write config.toml; `run` saves its adapter."""
         self.run, self.trainer, self.base = run, trainer, run.base
         self.records += trainer.history
         if self.accelerator.is_main_process:
+            save_config(run.config, run.adapter)
             self.journal = Journal(self.config.output_dir, self.records)
         if self.pilot is not None:
             self.pilot.begin(self.draw, trainer.step)

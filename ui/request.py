@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from diffusion_adapters import AdapterWeight
+from diffusion_adapters import AdapterWeight, parse_prompt
 from diffusion_adapters.options import Options, option
 
 LARGEST = 2048
@@ -113,6 +113,12 @@ def encode_image(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return DATA + base64.b64encode(buffer.getvalue()).decode()
+
+
+def called_up(prompt: str, dials: Mapping[str, Dial]) -> tuple[str, dict[str, tuple[Dial, float]]]:
+    """A prompt without its tags; of each adapter that they or `dials` name its dial, and what its tag multiplies."""
+    words, tags = parse_prompt(prompt, None)
+    return words, {name: (dials.get(name, Dial()), tags.get(name, 1.0)) for name in {**dials, **tags}}
 
 
 def decode_image(text: str, name: str) -> Image.Image:

@@ -12,12 +12,11 @@ from typing import Any
 from accelerate.utils import memory
 from PIL import Image
 
-from diffusion_adapters import parse_prompt
 from diffusion_adapters.cli.common import best_device
 from ui.bases import Base, LoadedBase, Traits
 from ui.library import Entry, Library
 from ui.recipe import Recipe
-from ui.request import Dial, Request, seed_of
+from ui.request import Dial, Request, called_up, seed_of
 
 MAX_BASES = 16
 TAKEN = "a training uses the device: pictures are drawn again when it has ended; to draw now, stop it in Train"
@@ -129,9 +128,9 @@ class Studio:
         base = self.base(request.base)
         request = replace(request, base=base.name)
         dials = {name: Dial.read(name, dial) for name, dial in weights.items()}
-        prompt, tags = parse_prompt(request.prompt, None)
-        entries = self.entries({**dials, **{name: dials.get(name, Dial()) for name in tags}}, base.name)
-        mix = {entry: dial.as_weight(tags.get(entry.name, 1.0)) for entry, dial in entries.items()}
+        prompt, used = called_up(request.prompt, dials)
+        entries = self.entries({name: dial for name, (dial, _) in used.items()}, base.name)
+        mix = {entry: dial.as_weight(used[entry.name][1]) for entry, dial in entries.items()}
         if image is not None and not self.traits(base.name).image:
             raise ValueError(f"{base.name} draws from no picture")
         compare = compare and bool(mix)

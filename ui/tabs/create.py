@@ -9,14 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from diffusion_adapters import parse_prompt
 from ui import endpoints
 from ui.cards import Cards, mix_of
 from ui.common import GPU, QUIET, App, hint, paced
 from ui.controls import Controls
 from ui.history import Session, store
 from ui.memory import Memory
-from ui.request import Dial, Request
+from ui.request import Dial, Request, called_up
 from ui.studio import StoppedError
 from ui.view import View
 from ui.words import worded
@@ -168,11 +167,10 @@ def rough(request: Request) -> Request:
 
 def tell(request: Request, mix: Mapping[str, Dial], count: int) -> str:
     """One line about what was made, by cards and by tags, whose weights multiply those of the cards."""
-    _, tags = parse_prompt(request.prompt, None)
-    names = {**mix, **tags}
-    weights = {name: mix.get(name, Dial()).weight * tags.get(name, 1.0) for name in names}
-    used = ", ".join(f"`{name}` × {weight:g}" for name, weight in weights.items()) or "the base alone"
-    return f"{count} of {request.num_images} · {used} · seed {request.seed} · {request.steps} steps"
+    _, used = called_up(request.prompt, mix)
+    weights = [f"`{name}` × {dial.weight * factor:g}" for name, (dial, factor) in used.items()]
+    what = ", ".join(weights) or "the base alone"
+    return f"{count} of {request.num_images} · {what} · seed {request.seed} · {request.steps} steps"
 
 
 def build(app: App) -> None:
